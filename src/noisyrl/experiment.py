@@ -1,0 +1,256 @@
+"""One run, from config to scores: the fields of `Experiment` are its table of contents."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from tqdm import tqdm
+
+from noisyrl import checkpoint
+from noisyrl.algos.base import Algorithm
+from noisyrl.evaluation.harness import Evaluation
+from noisyrl.experience import Collector
+from noisyrl.loggers.base import Logger
+from noisyrl.models.base import LanguageModel, ModelSpec
+from noisyrl.noise.base import Noise
+from noisyrl.policy import Agent, Critic, Policy
+from noisyrl.provenance import describe_run, failure_recorded, finish_run, identity
+from noisyrl.records import RunFolder
+from noisyrl.rollout.base import Sampler
+from noisyrl.rollout.chat import prompt_tokens
+from noisyrl.spec import InputError, Natural, spec
+from noisyrl.tasks.base import Task
+from noisyrl.trainer import Loop, Trainer
+
+
+@spec
+class Experiment:
+    """The root of conf/train.yaml."""
+
+    name: str
+    """Name of the run and of its folder."""
+    runs: str = "runs"
+    """Folder that holds all runs."""
+    seed: Natural = 0
+    """Seed of everything: data order, sampling, noise, initialisation."""
+    tier: Literal["smoke", "testbed", "full"] = "testbed"
+    """Size class of the experiment; tables never mix tiers."""
+    algo: Algorithm
+    noise: Noise
+    data: Task
+    model: ModelSpec
+    rollout: Sampler
+    trainer: Trainer
+    eval: Evaluation
+    logger: Logger
+
+    def run(self, config: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, float]:
+        """Trains, evaluates and records; resumes what is unfinished, skips what is finished. Returns final scores.
+
+        config   the resolved config this experiment was built from
+        choices  the option taken of each config group: what tables call the algorithm, the noise, ...
+        InputError: anything the user can mend.
+        """
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision={"fp32": "no", "bf16": "bf16"}[self.trainer.precision],
+            # Critic warm-up leaves the policy without gradient.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        folder = RunFolder(Path(self.runs) / self.name, config)
+        try:
+            self._check(accelerator)
+            state = self._open(folder, accelerator, choices)
+            if state == "completed":
+                return self._skip(folder, accelerator)
+            with failure_recorded(folder):
+                return _Session(self, folder, accelerator).run(resume=state == "unfinished")
+        finally:
+            folder.close()
+            # Jobs of one multirun share a process: without this the next Accelerator meets this one's settings.
+            AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
+            gc.collect()
+
+    def _check(self, accelerator: Accelerator) -> None:
+        """Everything that can be refused before a model is loaded."""
+        rows, world = self.trainer.prompts * self.rollout.samples, accelerator.num_processes
+        if self.trainer.minibatches > rows:
+            raise InputError(f"trainer.minibatches={self.trainer.minibatches} exceeds the {rows} rows of a step")
+        if self.trainer.prompts < world:
+            raise InputError(f"trainer.prompts={self.trainer.prompts} leaves some of {world} processes without work")
+        self.algo.check(self.rollout.samples)
+        pool = len(self.data.prompts("train"))
+        if pool < self.trainer.prompts:
+            raise InputError(
+                f"data has {pool} training prompts, fewer than one step takes: set trainer.prompts={pool} or less"
+            )
+        self.model.check(self.data)
+
+    def _open(self, folder: RunFolder, accelerator: Accelerator, choices: Mapping[str, str]) -> str:
+        state = [folder.open(describe_run(self, folder.config, choices)) if accelerator.is_main_process else None]
+        return broadcast_object_list(state)[0] if accelerator.num_processes > 1 else state[0]
+
+    def _skip(self, folder: RunFolder, accelerator: Accelerator) -> dict[str, float]:
+        scores = folder.manifest["scores"]
+        if accelerator.is_main_process:
+            print(f"{folder.path} is complete with this very config; nothing to do\n{summary(folder.manifest)}")
+        return {name: pair["end"] for name, pair in scores.items()}
+
+
+class _Session:
+    """The parts of a run while it runs."""
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, accelerator: Accelerator) -> None:
+        self.experiment = experiment
+        self.folder = folder
+        self.accelerator = accelerator
+        self.main = accelerator.is_main_process
+        with accelerator.main_process_first():  # one process makes what is cached, the others find it
+            self.lm = experiment.model.load(experiment.data)
+        self.loop = self._build()
+
+    def _build(self) -> Loop:
+        e, device = self.experiment, self.accelerator.device
+        prompts = list(e.data.prompts("train"))
+        check_context(e, self.lm, prompts)
+        self.lm.model.to(device).eval()  # dropout off: the sampler and the trainer must mean the same distribution
+        policy = Policy(self.lm.model, temperature=e.rollout.temperature)
+        policy.check()
+        reference = None
+        if e.algo.needs_reference:
+            reference = Policy(e.model.load(e.data).model.to(device).eval(), temperature=e.rollout.temperature)
+            reference.requires_grad_(False)
+        agent = Agent(policy, Critic(e.algo.critic, policy, seed=e.seed)).to(device)
+        if e.trainer.activation_checkpointing:
+            self.lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.lm.model.train()
+        optimizer = e.trainer.optimizer(e.algo, agent)
+        agent, optimizer = self.accelerator.prepare(agent, optimizer)
+        collector = Collector(
+            accelerator=self.accelerator, lm=self.lm, task=e.data, sampler=e.rollout, noise=e.noise, agent=agent,
+            reference=reference, micro_rows=e.trainer.micro_rows, seed=e.seed,
+        )  # fmt: skip
+        return Loop(
+            trainer=e.trainer, algo=e.algo, collector=collector, optimizer=optimizer, prompts=prompts, seed=e.seed
+        )
+
+    def run(self, *, resume: bool) -> dict[str, float]:
+        step = self._restore() if resume else None
+        tracker = self.experiment.logger.start(self.folder.path, self.folder.manifest) if self.main else None
+        started = time.time()
+        try:
+            if step is None:
+                step = -self.experiment.algo.critic.warmup_steps
+                if self.experiment.eval.due(0):
+                    self._evaluate(0, "start", tracker)
+            self._train(step, tracker)
+            scores = self.folder.manifest["scores"] if self.main else {}
+        except BaseException:
+            if tracker:
+                tracker.finish("failed")
+            raise
+        if self.main:
+            tracker.finish("completed")
+            finish_run(self.folder, self.loop, seconds=time.time() - started)
+            print(summary(self.folder.manifest))
+        return {name: pair["end"] for name, pair in scores.items()}
+
+    def _restore(self) -> int | None:
+        """The step of the newest checkpoint, loaded; None if there is none yet and the run starts afresh."""
+        found = checkpoint.saved(self.folder.path / "checkpoints")
+        step = None
+        if found:
+            checkpoint.restore(self.loop, found[-1])
+            step = int(found[-1].name.removeprefix("step_"))
+        if self.main:
+            self.folder.rewind(step if step is not None else -sys.maxsize)
+            self.folder.update(status="running", resumed=self.folder.manifest.get("resumed", 0) + 1)
+            print(
+                f"resuming {self.folder.path} from {'step ' + str(step) if found else 'its beginning'}", file=sys.stderr
+            )
+        return step
+
+    def _train(self, start: int, tracker: Any) -> None:
+        e = self.experiment
+        bar = tqdm(total=e.trainer.steps, initial=max(start, 0), desc=e.name, unit="step", disable=not self.main)
+        for step, metrics in self.loop.steps():
+            self._log(step, metrics, tracker)
+            if step > 0:
+                bar.update()
+            bar.set_postfix(
+                clean=f"{metrics.get('reward/clean_mean', 0):.3f}", seen=f"{metrics.get('reward/observed_mean', 0):.3f}"
+            )
+            last = step == e.trainer.steps
+            if last or (step > 0 and e.eval.due(step)):
+                self._evaluate(step, "end" if last else None, tracker)
+            if last or (step >= 0 and e.trainer.checkpoint_every and step % e.trainer.checkpoint_every == 0):
+                self._save(step)
+        bar.close()
+
+    def _save(self, step: int) -> None:
+        folder = self.folder.path / "checkpoints"
+        try:
+            checkpoint.save(self.loop, self.lm, folder, step=step, keep_last=self.experiment.trainer.keep_last)
+        except OSError as error:
+            newest = checkpoint.saved(folder)
+            raise InputError(
+                f"checkpoint of step {step} cannot be written to {folder} ({error}); make room and run the same "
+                f"command again: it resumes from {newest[-1].name if newest else 'the beginning'}"
+            ) from error
+
+    def _evaluate(self, step: int, label: str | None, tracker: Any) -> None:
+        """Scores the policy on the main process; `label` names the scores in the manifest."""
+        if self.main:
+            manifest = self.folder.manifest
+            found = self.experiment.eval.run(
+                self.lm,
+                self.experiment.data,
+                self.experiment.rollout,
+                run_info=identity(manifest),
+                step=step,
+                checkpoint_hash=checkpoint.weights_hash(self.lm.model),
+                out_dir=self.folder.path / "eval",
+            )
+            scores = {f"eval/{name}": value for name, value in found.items()}
+            self._log(step, scores, tracker)
+            if label:
+                known = manifest["scores"]
+                self.folder.update(scores={n: known.get(n, {}) | {label: value} for n, value in scores.items()})
+        self.accelerator.wait_for_everyone()
+
+    def _log(self, step: int, metrics: Mapping[str, float], tracker: Any) -> None:
+        if self.main and metrics:
+            self.folder.log(step, metrics)
+            tracker.log(step, metrics)
+
+
+def check_context(experiment: Experiment, lm: LanguageModel, prompts: list) -> None:
+    """InputError: a prompt and a full response do not fit the model's context."""
+    room = lm.max_context - experiment.rollout.max_tokens
+    for prompt in prompts:
+        length = len(prompt_tokens(lm.tokenizer, prompt))
+        if length > room:
+            raise InputError(
+                f"prompt {prompt.uid} has {length} tokens, but the model's context of {lm.max_context} leaves {room} "
+                f"beside rollout.max_tokens={experiment.rollout.max_tokens}: shorten the prompt or lower that"
+            )
+
+
+def summary(manifest: Mapping[str, Any]) -> str:
+    """What a person wants to know at the end of a run."""
+    lines = [f"{'greedy accuracy':32} {'start':>7} {'end':>7}"]
+    for name, pair in manifest["scores"].items():
+        if name.endswith("/acc"):
+            start, end = (f"{pair[key]:.3f}" if key in pair else "-" for key in ("start", "end"))
+            lines.append(f"{name.split('/')[1]:32} {start:>7} {end:>7}")
+    lines.append(f"results: {manifest['folder']}  policy: {manifest.get('checkpoint', '-')}")
+    return "\n".join(lines)

@@ -1,0 +1,137 @@
+"""What made a run: the contents of its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+
+from noisyrl import checkpoint
+from noisyrl.records import RunFolder, config_hash
+from noisyrl.trainer import Loop
+
+if TYPE_CHECKING:
+    from noisyrl.experiment import Experiment
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "hydra-core",
+    "lm_eval",
+    "math-verify",
+    "numpy",
+    "pydantic",
+)
+
+
+def describe_run(experiment: Experiment, config: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, Any]:
+    """The manifest of a run that begins."""
+    digest = config_hash(config)
+    cell, seed = digest[:12], experiment.seed
+    return {
+        "status": "running",
+        "failure": None,
+        "name": experiment.name,
+        "folder": str(Path(experiment.runs) / experiment.name),
+        "run_id": f"{cell}-s{seed}-a1",
+        "cell_id": cell,
+        "seed": seed,
+        "choices": dict(choices),
+        "config_hash": digest,
+        "config": dict(config),
+        "tier": experiment.tier,
+        "noise": {"described": experiment.noise.describe()},
+        "command": sys.argv,
+        "git": describe_git(Path(__file__).parent),
+        "environment": describe_environment(),
+        "started": _now(),
+        "scores": {},
+        "resumed": 0,
+    }
+
+
+def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Whose scores these are: the columns that every row of an evaluation carries."""
+    choices = manifest["choices"]
+    own = {key: manifest[key] for key in ("run_id", "cell_id", "seed")}
+    return own | {key: choices[key] for key in ("algo", "noise", "model")} | {"train_domain": choices["data"]}
+
+
+def finish_run(folder: RunFolder, loop: Loop, *, seconds: float) -> None:
+    """Marks a run completed. seconds: of this attempt; those of killed attempts are lost with them."""
+    newest = checkpoint.saved(folder.path / "checkpoints")[-1]
+    folder.update(
+        status="completed",
+        failure=None,
+        ended=_now(),
+        checkpoint=str(newest),
+        checkpoint_sha256=hashlib.sha256((newest / "trainer/checksums.json").read_bytes()).hexdigest(),
+        checkpoint_rule="last",
+        seconds=round(seconds, 3),
+        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        tokens=loop.progress.tokens,
+        skipped_updates=loop.progress.skipped_updates,
+    )
+
+
+@contextmanager
+def failure_recorded(folder: RunFolder) -> Iterator[None]:
+    """Whatever ends the block early is written into the manifest, and goes on."""
+    try:
+        yield
+    except BaseException as error:
+        if PartialState().is_main_process:
+            status = {KeyboardInterrupt: "killed", MemoryError: "oom", torch.OutOfMemoryError: "oom"}
+            failure = f"{type(error).__name__}: {error}"
+            with suppress(OSError):  # a full disk may be the failure itself
+                folder.update(status=status.get(type(error), "infra_failed"), failure=failure, ended=_now())
+        raise
+
+
+def describe_git(where: Path) -> dict[str, Any]:
+    """Commit and state of the checkout the package runs from; nulls where it is none."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    sha, changes = git("rev-parse", "HEAD"), git("diff", "HEAD")
+    return {
+        "sha": sha.strip() if sha else None,
+        "dirty": bool(changes) if changes is not None else None,
+        "diff_hash": hashlib.sha256(changes.encode()).hexdigest()[:12] if changes else None,
+    }
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and hardware."""
+    cuda = torch.cuda.is_available()
+    return {
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "cuda": torch.version.cuda if cuda else None,
+        "world_size": PartialState().num_processes,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
