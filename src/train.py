@@ -1,7 +1,12 @@
 """Train a language model under reward noise: `python src/train.py algo=ppo noise=flip0.3`, or `--help`."""
 
+import sys
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
+
+from noisyrl.hints import refuse_unknown_keys
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
@@ -12,4 +17,5 @@ def main(cfg: DictConfig) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    refuse_unknown_keys(Path(__file__).parents[1] / "conf", "train", sys.argv[1:])
     main()

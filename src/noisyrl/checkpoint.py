@@ -84,9 +84,12 @@ def restore(loop: Loop, path: Path) -> None:
         parameter, _, quantity = name.rpartition("/")
         nested["state"].setdefault(parameter, {})[quantity] = tensor
     optimizer = getattr(loop.optimizer, "optimizer", loop.optimizer)
-    # After critic warm-up the policy has no moments yet; `strict` would refuse that.
+    # After critic warm-up the policy has no moments yet: `strict` would refuse that, and loading makes some up.
     options = StateDictOptions(full_state_dict=True, strict=False)
     set_optimizer_state_dict(agent, optimizer, nested, options=options)
+    for name, parameter in agent.named_parameters():
+        if name not in nested["state"]:
+            optimizer.state.pop(parameter, None)
     loop.progress = Progress(**state["progress"])
 
 

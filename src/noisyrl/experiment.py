@@ -72,6 +72,8 @@ class Experiment:
             state = self._open(folder, accelerator, choices)
             if state == "completed":
                 return self._skip(folder, accelerator)
+            if accelerator.is_main_process:
+                print(f"run {self.name} [{self.tier}], noise {self.noise.describe()}", file=sys.stderr)
             with failure_recorded(folder):
                 return _Session(self, folder, accelerator).run(resume=state == "unfinished")
         finally:

@@ -47,7 +47,6 @@ def _train(cfg: DictConfig) -> dict[str, float]:
     config["name"] = config["name"] or default_name(config, hydra)
     check_name(config["name"])
     experiment = build(config)
-    print(f"{experiment.name} [{experiment.tier}]  noise {experiment.noise.describe()}", file=sys.stderr)
     groups = {key for key, value in config.items() if isinstance(value, Mapping)}
     return experiment.run(config, {group: hydra.runtime.choices[group] for group in sorted(groups)})
 
@@ -108,7 +107,8 @@ def _full_key(message: str) -> str:
 def default_name(config: Mapping[str, Any], hydra: Any) -> str:
     """The group choices and the seed, with a short hash of further overrides if there are any."""
     choices = [str(hydra.runtime.choices[group]) for group in _NAMING]
-    named = {*_NAMING, "seed", "name", "runs", "logger"}
+    # What neither changes a result nor stands in the name already.
+    named = {*_NAMING, "seed", "name", "runs", "logger", "launcher", "sweeps"}
     further = sorted(word for word in hydra.overrides.task if word.lstrip("+~").split("=")[0] not in named)
     suffix = f"-{hashlib.sha256(' '.join(further).encode()).hexdigest()[:6]}" if further else ""
     return "-".join([*choices, f"s{config['seed']}"]) + suffix

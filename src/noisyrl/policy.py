@@ -80,7 +80,7 @@ class Policy(nn.Module):
         return Scores(
             logp_BT=scatter(logp_N, where, shape),
             entropy_BT=scatter(entropy_N, where, shape),
-            hidden_BTD=scatter(kept_ND.float(), where, shape),
+            hidden_BTD=scatter(at_least_single(kept_ND), where, shape),
         )
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class Critic(nn.Module):
         """Values before each response token. hidden_BTD: the policy's states, read where the trunk is shared."""
         if self.backbone is not None:
             where = layout(rollout)
-            hidden_BTD = scatter(hidden_states(self.backbone, where).float(), where, rollout.mask_BT.shape)
+            hidden_BTD = scatter(at_least_single(hidden_states(self.backbone, where)), where, rollout.mask_BT.shape)
         return self.head(hidden_BTD)
 
 
@@ -149,6 +149,11 @@ def hidden_states(backbone: nn.Module, where: Layout) -> Tensor:
     return hidden_BSD[where.row_N, where.source_N]
 
 
+def at_least_single(x: Tensor) -> Tensor:
+    """bf16 and fp16 as float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def scatter(x_N: Tensor, where: Layout, shape: torch.Size) -> Tensor:
     """[N, ...] back to [B, T, ...], 0 elsewhere."""
     out = x_N.new_zeros(*shape, *x_N.shape[1:])
@@ -171,6 +176,6 @@ def _token_scores(hidden_ND: Tensor, target_N: Tensor, head: nn.Module, temperat
 
 
 def _chunk_scores(hidden_ND: Tensor, target_N: Tensor, head: nn.Module, temperature: float) -> tuple[Tensor, Tensor]:
-    logp_NV = torch.log_softmax(head(hidden_ND).float() / temperature, dim=-1)
+    logp_NV = torch.log_softmax(at_least_single(head(hidden_ND)) / temperature, dim=-1)
     logp_N = logp_NV.gather(1, target_N[:, None]).squeeze(1)
     return logp_N, -(logp_NV.exp() * logp_NV).sum(dim=-1)

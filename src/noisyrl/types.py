@@ -161,15 +161,17 @@ def concat(parts: Sequence[X]) -> X:
 def _concat_rollouts(parts: Sequence[Rollout]) -> Rollout:
     prompt_lengths = [part.tokens_BL.shape[1] - part.mask_BT.shape[1] for part in parts]
     left = [max(prompt_lengths) - length for length in prompt_lengths]
-    offsets = [0]
+    groups, seen = [], 0
     for part in parts:
-        offsets.append(offsets[-1] + int(part.group_B.max()) + 1 if len(part.prompts) else offsets[-1])
+        names_G, member_B = torch.unique(part.group_B, return_inverse=True)
+        groups.append(member_B + seen)
+        seen += len(names_G)
     names = ("prompts", "turns", "mask_BT", "logp_BT", "sample_B", "finished_B")
     return replace(
         parts[0],
         tokens_BL=_pad_and_cat([part.tokens_BL for part in parts], left),
         attention_BL=_pad_and_cat([part.attention_BL for part in parts], left),
-        group_B=torch.cat([part.group_B + offset for part, offset in zip(parts, offsets, strict=False)]),
+        group_B=torch.cat(groups),
         **{name: concat([getattr(part, name) for part in parts]) for name in names},
     )
 

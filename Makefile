@@ -1,0 +1,85 @@
+# Every target is one command that can be typed by hand; nothing lives here alone.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PY ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS ?= dev,parallel,slurm
+TORCH ?= 2.13.0
+TORCH_INDEX ?=
+CONSTRAINTS ?= constraints.txt
+ARGS ?=
+RUNS ?= runs
+OUT ?= tables
+T ?=
+FMT ?=
+RUN ?=
+
+.PHONY: help setup lock lint format typecheck check test test-slow smoke train eval tables bars clean clean-tables
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  make train ARGS="algo=grpo noise=flip0.3 seed=1"   passes overrides on'
+	@echo '  VENV, PY, EXTRAS, TORCH, TORCH_INDEX, CONSTRAINTS steer the set-up; RUNS, OUT, T, FMT the tables'
+
+$(BIN)/.noisyrl: pyproject.toml $(CONSTRAINTS)
+	@$(PY) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "noisyrl needs Python 3.11 or newer, this is %s: set PY=python3.12" % sys.version.split()[0])'
+	$(PY) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$(TORCH)"
+	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) -e ".[$(EXTRAS)]"
+	@touch $@
+
+setup: $(BIN)/.noisyrl ## create .venv and install, about two minutes
+
+train: setup ## run the main job on the embedded testbed; ARGS="algo=grpo ..." overrides
+	$(BIN)/python src/train.py $(ARGS)
+
+eval: setup ## score a finished run: RUN=NAME, ARGS="eval=smoke"
+	$(BIN)/python src/eval.py run=$(RUN) $(ARGS)
+
+tables: setup ## build tables/ from run folders; T=smoke for one, FMT=md for one format, RUNS=, OUT=
+	$(BIN)/python -m analysis.tables $(T) --runs $(RUNS) --out $(OUT) $(if $(FMT),--format $(FMT))
+
+sweep-%: setup ## run sweeps/%.yaml, the runs behind the table of the same name
+	$(BIN)/python src/train.py +sweeps=$* runs=$(RUNS) $(ARGS)
+
+smoke: setup ## the smoke sweep and its table, some minutes
+	$(BIN)/python src/train.py +sweeps=smoke launcher=joblib runs=$(RUNS) $(ARGS)
+	$(BIN)/python -m analysis.tables smoke --runs $(RUNS) --out $(OUT)
+
+test: setup ## the default tests, under 8 minutes on two cores, no network
+	$(BIN)/python -m pytest -n auto
+
+test-slow: setup ## also the crash, learning and command-line comparison tests, about an hour
+	$(BIN)/python -m pytest -m slow
+
+bars: setup ## the runs behind the learning bars and their verdicts, about half an hour on two cores
+	$(BIN)/python src/train.py +sweeps=learning launcher=joblib runs=$(RUNS)
+	$(BIN)/python -m pytest -m slow tests/test_learning.py --runs $(RUNS)
+
+lint: setup ## ruff: style, imports, complexity
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## ruff: rewrite in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: setup ## mypy
+	$(BIN)/mypy
+
+check: lint typecheck test ## what a change must pass
+
+lock: setup ## rewrite constraints.txt from what is installed
+	$(BIN)/python -m pip freeze --exclude-editable --exclude torch > constraints.txt
+
+clean-tables: ## delete tables/
+	rm -rf tables
+
+clean: clean-tables ## delete .venv and caches, never runs/
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

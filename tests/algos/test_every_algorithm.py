@@ -1,0 +1,97 @@
+"""What must hold for every algorithm with its critic; a new file in conf/algo is tested without a new line here."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from noisyrl.types import rows
+from tests.frame import batch_for, built, composed, gradients, loop_for, made_up_rollout, options
+
+VARIANTS = [(name, "") for name in options("algo")]
+VARIANTS += [
+    (name, "algo.critic.backbone=shared") for name, _ in VARIANTS if "backbone" in composed(f"algo={name}").algo.critic
+]
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda v: "-".join(filter(None, v)))
+def algo(request):
+    name, extra = request.param
+    return built("algo", f"algo={name}", *filter(None, [extra]))
+
+
+def poisoned(x, mask, value):
+    return torch.where(mask if x.dim() == mask.dim() else mask[..., None], x, torch.tensor(value, dtype=x.dtype))
+
+
+@pytest.mark.parametrize("poison", [1e9, float("nan"), float("inf")])
+def test_padding_is_inert(algo, poison):
+    """Poison wherever the mask is False, tokens of the padding included, changes no advantage, loss or gradient."""
+    clean = batch_for(loop_for(algo), made_up_rollout())
+    mask, rollout = clean.mask_BT, clean.rollout
+    dirty_rollout = replace(
+        rollout,
+        tokens_BL=torch.where(rollout.attention_BL, rollout.tokens_BL, 39),
+        logp_BT=poisoned(rollout.logp_BT, mask, poison),
+    )
+    dirty = replace(
+        clean,
+        rollout=dirty_rollout,
+        logp_BT=poisoned(clean.logp_BT, mask, poison),
+        value=replace(clean.value, mean_BT=poisoned(clean.value.mean_BT, mask, poison)),
+        reference=clean.reference
+        and replace(clean.reference, logp_BT=poisoned(clean.reference.logp_BT, mask, poison)),
+    )
+    expected, found = algo.credit(clean), algo.credit(dirty)
+    assert torch.equal(expected.advantage_BT, found.advantage_BT)
+    clean_gradients, dirty_gradients = gradients(loop_for(algo), clean), gradients(loop_for(algo), dirty)
+    for name, gradient in clean_gradients.items():
+        assert torch.equal(gradient, dirty_gradients[name]), name
+
+
+def test_micro_batches_and_row_order_change_no_gradient(algo):
+    batch = batch_for(loop_for(algo), made_up_rollout())
+    whole = gradients(loop_for(algo, micro_rows=16), batch)
+    assert any(gradient.abs().max() > 0 for gradient in whole.values())
+    small = gradients(loop_for(algo, micro_rows=3), batch)
+    order = torch.randperm(len(batch.reward_B), generator=torch.Generator().manual_seed(3))
+    permuted = gradients(loop_for(algo, micro_rows=5), rows(batch, order))
+    for name, gradient in whole.items():
+        assert_close(small[name], gradient, atol=1e-12, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        assert_close(permuted[name], gradient, atol=1e-12, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_same_in_single_precision(algo):
+    loop = loop_for(algo, dtype=torch.float32)
+    batch = batch_for(loop, made_up_rollout(dtype=torch.float32))
+    whole = gradients(loop_for(algo, micro_rows=32, dtype=torch.float32), batch)
+    small = gradients(loop_for(algo, micro_rows=4, dtype=torch.float32), batch)
+    for name, gradient in whole.items():
+        assert_close(small[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_token_weights_are_a_distribution_over_real_tokens(algo):
+    mask = made_up_rollout().mask_BT
+    weights = algo.token_weights(mask)
+    assert (weights[~mask] == 0).all() and (weights[mask] > 0).all()
+
+
+def test_nothing_clean_or_constant_gets_a_gradient(algo):
+    """Equal rewards and an exact critic leave a group method without any gradient, and nobody with a non-finite one."""
+    loop = loop_for(algo)
+    batch = batch_for(loop, made_up_rollout())
+    batch = replace(batch, reward_B=torch.ones_like(batch.reward_B))
+    assert all(gradient.isfinite().all() for gradient in gradients(loop, batch).values())
+
+
+def test_critic_warm_up_moves_the_critic_alone(algo):
+    if not any(True for _ in loop_for(algo).collector.agent.critic.parameters()):
+        return  # there is no critic: warmup_steps is fixed at 0
+    loop = loop_for(algo)
+    batch = batch_for(loop, made_up_rollout())
+    agent = loop.collector.agent
+    before = {name: p.detach().clone() for name, p in agent.named_parameters()}
+    loop._update(batch, algo.credit(batch), torch.arange(len(batch.reward_B)), {}, critic_only=True)
+    moved = {name.split(".")[0] for name, p in agent.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"critic"}
