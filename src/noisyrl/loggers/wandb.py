@@ -1,0 +1,63 @@
+"""`logger=wandb`: Weights & Biases, offline unless told otherwise. A mirror of metrics.jsonl, never a source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from noisyrl.loggers.base import Logger
+from noisyrl.spec import spec
+
+if TYPE_CHECKING:
+    import wandb
+
+
+@spec
+class WandbLogger(Logger):
+    """One W&B run per run; offline files in RUN/wandb are uploaded later with `wandb sync`."""
+
+    project: str = "noisyrl"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user; null = the account's default."""
+    mode: Literal["offline", "online"] = "offline"
+    """online needs a login and a network; without them the start waits half a minute, then the run goes on alone."""
+    tags: Sequence[str] = ()
+    """For tables, tiers and marks such as "invalid"; factors are in the config, where runs can be grouped by them."""
+
+    def backend(self, run_dir: Path, about: Mapping[str, Any]) -> _WandbRun:
+        import wandb
+
+        run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            mode=self.mode,
+            dir=str(run_dir),
+            id=re.sub(r"[^A-Za-z0-9_-]+", "-", about["run_id"]),  # W&B refuses / \ # ? % :
+            resume="allow",
+            reinit="create_new",  # the jobs of a sweep share a process
+            name=about["name"],
+            group=about.get("cell_id"),
+            job_type=about.get("job_type", "train"),
+            tags=list(self.tags),
+            config={**about["config"], **{key: about[key] for key in ("choices", "tier") if key in about}},
+            settings=wandb.Settings(x_disable_stats=True, console="off", silent=True, init_timeout=30),
+        )
+        run.define_metric("global_step")
+        run.define_metric("*", step_metric="global_step")
+        return _WandbRun(run)
+
+
+class _WandbRun:
+    def __init__(self, run: wandb.Run) -> None:
+        self.run = run
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        # W&B's own counter is left alone: it refuses the negative steps of a critic's warm-up, and after a resume.
+        self.run.log({**metrics, "global_step": step})
+
+    def finish(self, status: str) -> None:
+        self.run.summary["status"] = status
+        self.run.finish(exit_code=0 if status == "completed" else 1)

@@ -1,0 +1,78 @@
+"""A key-value cache written in place, whose rows can be repeated and dropped while a batch is being decoded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class BufferLayer(CacheLayerMixin):
+    """One layer: buffers [rows, heads, capacity, head size], of which the first `length` positions are written."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.rows = key_states.shape[0]
+        self.keys, self.values = (x.new_empty(x.shape) for x in (key_states, value_states))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, end = self.length, self.length + key_states.shape[2]
+        if end > self.keys.shape[2]:
+            self.select(torch.arange(self.rows, device=self.keys.device), 2 * end)
+        self.keys[: self.rows, :, start:end] = key_states
+        self.values[: self.rows, :, start:end] = value_states
+        self.length = end
+        return self.keys[: self.rows, :, :end], self.values[: self.rows, :, :end]
+
+    def select(self, index: Tensor, capacity: int) -> None:
+        """Rows `index` (repeats allowed) in new buffers with room for `capacity` positions."""
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_empty(len(index), old.shape[1], capacity, old.shape[3])
+            new[:, :, : self.length] = old[:, :, : self.length].index_select(0, index)
+            setattr(self, name, new)
+        self.rows = len(index)
+
+    def move(self, source: Tensor, target: Tensor, rows: int) -> None:
+        """Rows `source` overwrite rows `target`; then only the first `rows` exist."""
+        for buffer in (self.keys, self.values):
+            written = buffer[:, :, : self.length]
+            written[target] = written[source]
+        self.rows = rows
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class BufferCache(Cache):
+    """What a Hugging Face model is handed as `past_key_values`."""
+
+    layers: list[BufferLayer]  # type: ignore[assignment]  # narrower than a list of any kind of layer
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=BufferLayer)
+
+    def select(self, index: Tensor, *, room: int) -> None:
+        """Keep rows `index` (repeats allowed), with room for `room` more positions before buffers must grow."""
+        for layer in self.layers:
+            layer.select(index, layer.length + room)
+
+    def move(self, source: Tensor, target: Tensor, rows: int) -> None:
+        """Rows `source` overwrite rows `target`; then only the first `rows` exist. Copies the moved rows alone."""
+        for layer in self.layers:
+            layer.move(source, target, rows)

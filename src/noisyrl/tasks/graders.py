@@ -1,0 +1,165 @@
+"""Rules that compare a response with the known answer. Pure: (text, answer) -> Grade.
+
+A response without an answer scores 0; one that could not be judged scores None, never 0. Thinking is not part of an
+answer: everything up to the last `</think>` is ignored, and a response cut while thinking has no answer.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+
+from noisyrl.tasks.verify import VerifyCrash, VerifyTimeout, equivalent
+from noisyrl.types import Grade
+
+_BOX = re.compile(r"\\boxed\s*\{")
+_BOX_WORD = re.compile(r"\\boxed(?![A-Za-z])")
+# A line that states the answer; markdown around the words is allowed, words before them are not.
+_ANSWER_LINE = re.compile(r"^[ \t*_#>-]*(?:the |final |correct )*answer(?: is)?[ \t*_]*[:：][ \t]*(.*)$", re.I | re.M)
+_WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{([^{}]*)\}")
+_LETTER = re.compile(r"^\(?([A-Za-z])(?:$|[).:,](?![A-Za-z]))")
+
+
+def math(text: str, answer: str) -> Grade:
+    r"""math@v1: the last `\boxed{...}` against `answer` (LaTeX, with or without $ or \boxed).
+
+    The last box alone counts, and must be closed and not empty. Integers, fractions and equal strings are decided
+    here; the rest by Math-Verify in a process with a time limit (status "timeout" or "error" if that fails).
+    """
+    found = last_box(_said(text))
+    if not found:
+        return Grade(0.0)
+    try:
+        return Grade(float(_same_mathematics(_gold(answer), found)), extracted=found)
+    except VerifyTimeout:
+        return Grade(None, "timeout", found)
+    except VerifyCrash:
+        return Grade(None, "error", found)
+
+
+def letter(text: str, answer: str) -> Grade:
+    r"""letter@v1: the option named by the last line `Answer: X`, else by the last `\boxed{X}`; case is ignored.
+
+    ValueError: `answer` is not one letter.
+    """
+    gold = one_letter(answer)
+    if gold is None:
+        raise ValueError(f"the letter grader needs one letter as the answer, got {answer!r}")
+    said = _said(text)
+    lines = [one_letter(line) for line in _ANSWER_LINE.findall(said)]
+    stated = [found for found in lines if found is not None]
+    found = stated[-1] if stated else one_letter(last_box(said) or "")
+    return Grade(float(found == gold), extracted=found)
+
+
+def exact(text: str, answer: str) -> Grade:
+    """exact@v1: the text after the last line `Answer:` (the whole text without one) equals `answer`.
+
+    Case, white space and quotes, emphasis and full stops at the ends do not count; signs and brackets do.
+    """
+    said = _said(text)
+    lines = list(_ANSWER_LINE.finditer(said))
+    found = _plain((lines[-1][1].strip(" *_") and lines[-1][1]) or said[lines[-1].end() :]) if lines else _plain(said)
+    return Grade(float(found == _plain(answer)), extracted=found) if found else Grade(0.0)
+
+
+GRADERS: dict[str, Callable[[str, str], Grade]] = {"math": math, "letter": letter, "exact": exact}
+VERSIONS = {"math": "math@v1", "letter": "letter@v1", "exact": "exact@v1"}
+"""Written beside every score: a rule that changes gets a new version."""
+
+
+def last_box(text: str) -> str | None:
+    r"""Content of the last `\boxed{...}`, braces balanced; None if the last one is not closed or there is none."""
+    words = list(_BOX_WORD.finditer(text))
+    if not words or not (opening := _BOX.match(text, words[-1].start())):
+        return None
+    depth, position = 1, opening.end()
+    while position < len(text):
+        mark = text[position]
+        if mark == "\\":
+            position += 1  # \{ and \} are signs, not braces
+        depth += (mark == "{") - (mark == "}")
+        if depth == 0:
+            return text[opening.end() : position].strip()
+        position += 1
+    return None
+
+
+def one_letter(text: str) -> str | None:
+    """The option a short text names ("C", "(c)", "**C.** Paris", "\\text{C}"), in upper case; None if it names none."""
+    bare = _WRAPPED.sub(r"\1", _WRAPPED.sub(r"\1", text))
+    found = _LETTER.match(re.sub(r"[*_$\s]+", " ", bare).strip())
+    return found[1].upper() if found else None
+
+
+def _said(text: str) -> str:
+    """The response without its thinking."""
+    after = text.rpartition("</think>")[2]
+    return "" if "<think>" in after else after
+
+
+def _plain(text: str) -> str:
+    joined = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return joined.strip(" \"'`*_“”‘’").rstrip(" .,;:!?。\"'`*_“”‘’")
+
+
+def _gold(answer: str) -> str:
+    boxed = last_box(answer)
+    return answer.strip() if boxed is None else boxed
+
+
+def _same_mathematics(gold: str, found: str) -> bool:
+    left, right = _latex(gold), _latex(found)
+    if left == right:
+        return True
+    exact_left, exact_right = _rational(left), _rational(right)
+    if exact_left is not None and exact_left == exact_right:
+        return True
+    if None not in (exact_left, exact_right) and not re.search(r"[.eE]", left + right):
+        return False  # two whole numbers or fractions; decimals may be rounded, Math-Verify knows how far
+    if _is_word(left) or _is_word(right):
+        return left.casefold() == right.casefold()
+    if _is_chain(right):
+        return False
+    return equivalent(_scientific(gold), _scientific(found))
+
+
+def _latex(text: str) -> str:
+    """Spelling that carries no meaning removed: delimiters, spaces, sizes, styles, separators of thousands."""
+    bare = text.strip().strip("$").rstrip(".").replace("{,}", ",")
+    bare = re.sub(r"\\(?:text|textbf|mathrm)\s*\{([^{}\\]*)\}", r"\1", bare)
+    bare = re.sub(r"\\[dt]frac", r"\\frac", bare)
+    bare = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;! ]", "", bare)
+    if re.fullmatch(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", bare):
+        bare = bare.replace(",", "")
+    return re.sub(r"\s+", "", bare)
+
+
+def _rational(text: str) -> Fraction | None:
+    """The number a short, plain text writes: 42, -042, 3.50, 1e-3, 3/4, -\\frac{3}{4}; None for anything else."""
+    if len(text) > 60:
+        return None
+    if re.fullmatch(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?", text):
+        return Fraction(Decimal(text))
+    parts = re.fullmatch(r"([+-]?)(?:\\frac\{(\d+)\}\{(\d+)\}|\\frac(\d)(\d)|(\d+)/(\d+))", text)
+    if not parts:
+        return None
+    above, below = (int(part) for part in parts.groups()[1:] if part)
+    return None if below == 0 else Fraction(above, below) * (-1 if parts[1] == "-" else 1)
+
+
+def _is_word(text: str) -> bool:
+    # Math-Verify reads a word as a product of its letters, so that "odd" would equal "dod".
+    return re.fullmatch(r"[A-Za-z]{4,}", text) is not None
+
+
+def _is_chain(text: str) -> bool:
+    """x=1=2=3 would be accepted for 3."""
+    return any(len(re.findall(r"(?<![<>!:])=", part)) > 1 for part in re.split(r"[,;]", text))
+
+
+def _scientific(text: str) -> str:
+    return re.sub(r"(?<![A-Za-z\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![A-Za-z\d])", r"\1\\times 10^{\2}", text)
