@@ -50,7 +50,9 @@ def random_model(seed: int = 0, dtype: torch.dtype = torch.float64) -> Qwen3ForC
     return Qwen3ForCausalLM(config).to(dtype).eval()
 
 
-def made_up_rollout(prompts: int = 4, samples: int = 4, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Rollout:
+def made_up_rollout(
+    prompts: int = 4, samples: int = 4, *, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Rollout:
     """Prompts of 1 to 4 tokens, responses of 1 to 9, every third with a user's turn of two tokens inside."""
     g = torch.Generator().manual_seed(seed)
     rows, prompt_length, length = prompts * samples, 4, 9
@@ -58,7 +60,10 @@ def made_up_rollout(prompts: int = 4, samples: int = 4, *, seed: int = 0, dtype:
     attention = torch.zeros(rows, prompt_length + length, dtype=torch.bool)
     mask = torch.zeros(rows, length, dtype=torch.bool)
     for row in range(rows):
-        first, size = int(torch.randint(0, prompt_length, (), generator=g)), int(torch.randint(1, length + 1, (), generator=g))
+        first, size = (
+            int(torch.randint(0, prompt_length, (), generator=g)),
+            int(torch.randint(1, length + 1, (), generator=g)),
+        )
         attention[row, first : prompt_length + size] = True
         mask[row, :size] = True
         if row % 3 == 0 and size >= 5:

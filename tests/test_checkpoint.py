@@ -68,7 +68,9 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     loop, _ = trained()
     save(loop, tmp_path, step=1)
     before = checkpoint.checksums(tmp_path / "step_000001")
-    monkeypatch.setattr(checkpoint, "save_file", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        checkpoint, "save_file", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space"):
         save(loop, tmp_path, step=2)
     assert os.listdir(tmp_path) == ["step_000001"] and checkpoint.checksums(tmp_path / "step_000001") == before

@@ -28,7 +28,11 @@ def place(tmp_path_factory):
 
 
 def environment(folder):
-    return os.environ | {"NOISYRL_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    return os.environ | {
+        "NOISYRL_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
 
 
 def arguments(folder, *overrides):
@@ -85,7 +89,11 @@ def killed(place, moment, *overrides):
     """Starts the command and kills it when `moment(run)` first holds. False if it ended before."""
     run = place / overrides[-1].removeprefix("runs=") / "x"
     process = subprocess.Popen(
-        arguments(place, *overrides), cwd=place, env=environment(place), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        arguments(place, *overrides),
+        cwd=place,
+        env=environment(place),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     while process.poll() is None:
         if moment(run):
@@ -103,7 +111,9 @@ def lines(run):
 
 def test_a_killed_run_ends_as_if_never_killed(place):
     """Killed while a checkpoint is being written, then started again."""
-    assert killed(place, lambda run: any((run / "checkpoints").glob(".writing-*")) and lines(run) >= 3, "algo=ppo", "runs=torn")
+    assert killed(
+        place, lambda run: any((run / "checkpoints").glob(".writing-*")) and lines(run) >= 3, "algo=ppo", "runs=torn"
+    )
     done = command(place, "algo=ppo", "runs=torn")
     assert done.returncode == 0 and "resuming" in done.stderr
     assert contents(place / "torn/x") == contents(place / "first/x")
@@ -147,7 +157,8 @@ def test_two_processes_make_the_rollouts_and_rewards_of_one(place):
     done = subprocess.run([*torchrun, *words], cwd=place, env=environment(place), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (
-        [json.loads(line) for line in (place / name / "x/metrics.jsonl").read_text().splitlines()] for name in ("one", "two")
+        [json.loads(line) for line in (place / name / "x/metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
     )
     assert len(one) == len(two)
     exact = [key for key in one[2] if key.split("/")[0] in ("reward", "noise", "group", "rollout")] + ["trainer/tokens"]
@@ -181,12 +192,27 @@ def test_a_finished_run_is_scored_and_tabulated(place):
         [*words[:2], "run=y", "runs=first"], cwd=place, env=environment(place), capture_output=True, text=True
     )
     assert missing.returncode == 1 and "no run at first/y; runs there: x" in missing.stderr
-    words = [sys.executable, "-m", "analysis.tables", "smoke", "--runs", str(place / "first"), "--out", str(place / "tables")]
+    words = [
+        sys.executable,
+        "-m",
+        "analysis.tables",
+        "smoke",
+        "--runs",
+        str(place / "first"),
+        "--out",
+        str(place / "tables"),
+    ]
     done = subprocess.run(
-        words, cwd=ROOT, env=environment(place) | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}, capture_output=True, text=True
+        words,
+        cwd=ROOT,
+        env=environment(place) | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert {path.name for path in (place / "tables").iterdir()} >= {f"smoke.{suffix}" for suffix in ("md", "tex", "csv", "html")}
+    assert {path.name for path in (place / "tables").iterdir()} >= {
+        f"smoke.{suffix}" for suffix in ("md", "tex", "csv", "html")
+    }
 
 
 def test_help_is_quick_and_loads_nothing_heavy(tmp_path):
@@ -199,7 +225,9 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path):
     )
     code = code.replace("sys.argv.pop(0) and ", "")
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True, cwd=tmp_path
+    )
     took = time.perf_counter() - began
     assert done.returncode == 0, done.stderr
     assert "noise" in done.stdout and "Ten overrides" in done.stdout and took < 5  # 1.5 s on a quiet machine

@@ -71,7 +71,9 @@ def test_every_field_says_what_it_means(target):
     cls = get_class(target)
     for field in dataclasses.fields(cls):
         info = cls.__pydantic_fields__[field.name]
-        inherited = [base.__pydantic_fields__.get(field.name) for base in cls.__mro__ if hasattr(base, "__pydantic_fields__")]
+        inherited = [
+            base.__pydantic_fields__.get(field.name) for base in cls.__mro__ if hasattr(base, "__pydantic_fields__")
+        ]
         documented = info.description or any(base and base.description for base in inherited)
         assert documented or target.endswith("Experiment"), f"{target}.{field.name} has no docstring"
 
@@ -118,12 +120,16 @@ def test_the_kl_acts_in_one_place_with_an_estimator_that_works_there():
 
 def test_the_tree_in_the_readme_is_true():
     readme = (ROOT / "README.md").read_text()
-    for path in re.findall(r"^ *([\w./-]+/|[\w-]+\.\w+) {2,}", readme.split("```text")[1].split("```")[0], re.MULTILINE):
+    for path in re.findall(
+        r"^ *([\w./-]+/|[\w-]+\.\w+) {2,}", readme.split("```text")[1].split("```")[0], re.MULTILINE
+    ):
         found = [p for p in [ROOT / path, ROOT / "src" / path, ROOT / "src/noisyrl" / path] if p.exists()]
         assert found, f"README names {path}, which is not there"
 
 
 def test_commands_in_the_documents_name_what_exists():
     for document in (ROOT / "README.md", ROOT / "CHANGELOG.md"):
-        for group, option in re.findall(r"\b(algo|noise|data|model|rollout|trainer|eval|logger)=([\w.]+)", document.read_text()):
+        for group, option in re.findall(
+            r"\b(algo|noise|data|model|rollout|trainer|eval|logger)=([\w.]+)", document.read_text()
+        ):
             assert Path(ROOT / "conf" / group / f"{option}.yaml").exists(), f"{document.name}: {group}={option}"

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from noisyrl.experience import by_length
-from noisyrl.tasks.base import batch as draw
 from noisyrl.spec import InputError
+from noisyrl.tasks.base import batch as draw
 from noisyrl.trainer import Trainer, describe
 from noisyrl.types import Prompt
 from tests.frame import ROOT, batch_for, built, gradients, loop_for, made_up_rollout
@@ -121,3 +122,14 @@ def test_rows_are_sorted_by_length():
     rollout = made_up_rollout()
     lengths = rollout.attention_BL.sum(dim=1)[by_length(rollout)].tolist()
     assert lengths == sorted(lengths, reverse=True)
+
+
+def test_log_probabilities_of_an_untrusted_sampler_are_computed_again():
+    loop = loop_for(built("algo", "algo=grpo"))
+    rollout = made_up_rollout()
+    reward = torch.zeros(16, dtype=torch.float64)
+    assert torch.equal(loop.collector.annotate(rollout, reward, 0).batch.logp_BT, rollout.logp_BT)
+    again = replace(loop.collector, trust_sampler=False).annotate(rollout, reward, 0).batch.logp_BT
+    with torch.no_grad():
+        expected = loop.collector.agent(rollout)[0].logp_BT
+    torch.testing.assert_close(again, expected, atol=1e-12, rtol=0)

@@ -37,6 +37,7 @@ class _Share:
 
     rollout: Rollout
     clean_B: Tensor  # NaN = could not be scored
+    logp_BT: Tensor  # under the policy as the trainer computes it
     reference: Scores | None
     value: Value
 
@@ -54,6 +55,7 @@ class Collector:
     reference: Policy | None
     micro_rows: int
     seed: int
+    trust_sampler: bool = True  # its log-probabilities are the trainer's: same weights, same precision
 
     def sample(self, prompts: Sequence[Prompt], step: int) -> tuple[Rollout, Tensor]:
         """This process's share of the rollout with clean grades [B] (NaN = could not be scored)."""
@@ -65,25 +67,26 @@ class Collector:
 
     def annotate(self, rollout: Rollout, clean_B: Tensor, step: int) -> Experience:
         """The whole step's experience, the same on every process."""
-        value, reference = self._estimates(rollout)
-        found = self._gather(_Share(rollout, clean_B, reference, value))
+        found = self._gather(self._estimates(rollout, clean_B))
         scored = (~found.clean_B.isnan()).nonzero().flatten()
         kept = rows(found, scored)
         batch = Batch(
             rollout=kept.rollout,
             reward_B=self.noise(kept.clean_B, kept.rollout, step),
-            logp_BT=kept.rollout.logp_BT,
+            logp_BT=kept.logp_BT,
             reference=kept.reference,
             value=kept.value,
         )
         return Experience(batch=batch, clean_B=kept.clean_B, unscored=len(found.clean_B) - len(scored))
 
     @torch.no_grad()
-    def _estimates(self, rollout: Rollout) -> tuple[Value, Scores | None]:
+    def _estimates(self, rollout: Rollout, clean_B: Tensor) -> _Share:
         value = in_micro_batches(lambda part: self.agent(part, values_only=True)[1], rollout, self.micro_rows)
-        if self.reference is None:
-            return value, None
-        return value, in_micro_batches(self.reference, rollout, self.micro_rows)
+        logp_BT = rollout.logp_BT
+        if not self.trust_sampler:
+            logp_BT = in_micro_batches(lambda part: self.agent(part)[0], rollout, self.micro_rows).logp_BT
+        reference = None if self.reference is None else in_micro_batches(self.reference, rollout, self.micro_rows)
+        return _Share(rollout, clean_B, logp_BT, reference, value)
 
     def _gather(self, local: _Share) -> _Share:
         if self.accelerator.num_processes == 1:

@@ -66,6 +66,8 @@ class Experiment:
             # Critic warm-up leaves the policy without gradient.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
+        if self.trainer.threads:
+            torch.set_num_threads(self.trainer.threads)
         folder = RunFolder(Path(self.runs) / self.name, config)
         try:
             self._check(accelerator)
@@ -138,9 +140,17 @@ class _Session:
         optimizer = e.trainer.optimizer(e.algo, agent)
         agent, optimizer = self.accelerator.prepare(agent, optimizer)
         collector = Collector(
-            accelerator=self.accelerator, lm=self.lm, task=e.data, sampler=e.rollout, noise=e.noise, agent=agent,
-            reference=reference, micro_rows=e.trainer.micro_rows, seed=e.seed,
-        )  # fmt: skip
+            accelerator=self.accelerator,
+            lm=self.lm,
+            task=e.data,
+            sampler=e.rollout,
+            noise=e.noise,
+            agent=agent,
+            reference=reference,
+            micro_rows=e.trainer.micro_rows,
+            seed=e.seed,
+            trust_sampler=e.trainer.precision == "fp32",
+        )
         return Loop(
             trainer=e.trainer, algo=e.algo, collector=collector, optimizer=optimizer, prompts=prompts, seed=e.seed
         )

@@ -54,8 +54,11 @@ class Trainer:
     """Steps between checkpoints; 0 = only the last. A run resumes from its newest."""
     keep_last: Count = 1
     """Checkpoints kept."""
+    threads: Natural = 1
+    """CPU threads per process; 0 = torch's choice. Fixed because it decides rounding: a run must give the same bytes
+    alone and beside others."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 = mixed precision with float32 weights."""
+    """bf16 = mixed precision with float32 weights; the sampler's log-probabilities are then computed again."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -165,7 +168,7 @@ class Loop:
                     self.collector.accelerator.backward(total)
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + (micro_weights_BT * keep(term, part.mask_BT)).sum().detach()
-            gap = (keep(scores.logp_BT.detach() - part.logp_BT, part.mask_BT)).abs().max()
+            gap = keep(scores.logp_BT.detach() - part.rollout.logp_BT, part.mask_BT).abs().max()
             sums.setdefault("policy/logp_gap_max", gap if not critic_only else torch.zeros_like(gap))
         return self._apply()
 

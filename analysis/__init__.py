@@ -1,0 +1,1 @@
+"""From run folders to tables: nothing here is typed in by hand, nothing is read from a tracker."""

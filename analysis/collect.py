@@ -1,0 +1,129 @@
+"""The store: every run folder with its manifest and its evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from noisyrl.evaluation import store
+from noisyrl.spec import InputError
+
+COMPLETED, DIVERGED = "completed", "diverged"
+UNFINISHED = ("queued", "running")
+"""Every status other than these four is a failure of some kind."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation folder: its aggregate rows, and when it was made."""
+
+    folder: Path
+    rows: tuple[Mapping[str, Any], ...]
+    created_at: str
+
+    @property
+    def step(self) -> int:
+        return int(self.rows[0]["step"])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @cached_property
+    def evaluations(self) -> tuple[Evaluated, ...]:
+        """In the order of their ids. Folders that are still being written have names of their own and are not seen."""
+        found = []
+        for path in sorted(self.folder.glob("eval/*/" + store.AGGREGATE)):
+            if path.parent.name.startswith("."):
+                continue
+            meta = _read_json(path.parent / store.META)
+            found.append(Evaluated(path.parent, tuple(store.read_aggregate(path.parent)), meta["created_at"]))
+        return tuple(found)
+
+    @property
+    def run_id(self) -> str:
+        return str(self.manifest["run_id"])
+
+    @property
+    def cell_id(self) -> str:
+        return str(self.manifest["cell_id"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.manifest["seed"])
+
+    @property
+    def status(self) -> str:
+        return str(self.manifest["status"])
+
+    @property
+    def last_step(self) -> int | None:
+        """The step whose evaluation is the run's result; None if it has none.
+
+        A completed run is judged at its planned end and nowhere else. A diverged one stays in the mean, judged at the
+        last step that could be evaluated: leaving it out would reward methods that break down.
+        """
+        if self.status == COMPLETED:
+            return int(self.manifest["config"]["trainer"]["steps"])
+        steps = [evaluated.step for evaluated in self.evaluations]
+        return max(steps) if self.status == DIVERGED and steps else None
+
+    def rows(self, wanted: Mapping[str, Any]) -> list[tuple[Evaluated, Mapping[str, Any]]]:
+        """The aggregate rows whose fields are as `wanted`, each with its evaluation."""
+        return [
+            (evaluated, row)
+            for evaluated in self.evaluations
+            for row in evaluated.rows
+            if all(row.get(key) == value for key, value in wanted.items())
+        ]
+
+    def row(self, wanted: Mapping[str, Any]) -> tuple[Evaluated, Mapping[str, Any]] | None:
+        """The one row that is as `wanted`; None if there is none. InputError: several evaluations fit; names them."""
+        fits = self.rows(wanted)
+        if len(fits) > 1:
+            folders = ", ".join(str(evaluated.folder) for evaluated, _ in fits)
+            raise InputError(f"several evaluations fit {dict(wanted)}: {folders}. Delete all but one")
+        return fits[0] if fits else None
+
+
+def load_runs(folder: Path) -> list[Run]:
+    """Every run under `folder`, by name. InputError: there is no such folder, or a manifest is damaged."""
+    if not folder.is_dir():
+        raise InputError(f"no run folder {folder}/: train first (`python src/train.py`), or pass --runs")
+    return [Run(path.parent, _read_json(path)) for path in sorted(folder.glob("*/manifest.json"))]
+
+
+def scores(evaluated: Evaluated, benchmark: str) -> dict[str, float]:
+    """Score of each question of a benchmark, by question id, repeats averaged."""
+    table = store.read_samples(evaluated.folder).select(["benchmark", "qid", "score"]).to_pydict()
+    by_question: dict[str, list[float]] = {}
+    for name, qid, score in zip(table["benchmark"], table["qid"], table["score"], strict=True):
+        if name == benchmark:
+            by_question.setdefault(qid, []).append(score)
+    return {qid: float(np.mean(values)) for qid, values in by_question.items()}
+
+
+def dotted(tree: Any, key: str) -> Any:
+    """The value at `a.b.c` in nested mappings, None if there is none."""
+    for part in key.split("."):
+        if not isinstance(tree, Mapping) or part not in tree:
+            return None
+        tree = tree[part]
+    return tree
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): repair it, or move its folder out of the way") from None

@@ -1,0 +1,122 @@
+"""The plan: which runs a sweep file asks for, and which of them the store holds.
+
+Tables are joined from the plan, never from the store alone: a run that is missing shows as a gap. A planned run is
+recognised by its cell_id, the hash of its composed config without the seed. Two runs that differ in anything but the
+seed therefore never meet in one cell, and a run made for one table serves all tables that plan it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from analysis.collect import COMPLETED, DIVERGED, Run
+from noisyrl.launch import resolve
+from noisyrl.records import comparable, config_hash, difference
+from noisyrl.spec import InputError
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One planned run: the sweep's parameters with their values as on the command line, and its identity."""
+
+    values: Mapping[str, str]
+    cell_id: str
+    seed: int
+    config: Mapping[str, Any] = field(repr=False)
+    """The composed config; of another seed, if the sweep has several."""
+
+    def __str__(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.values.items())
+
+
+@dataclass(frozen=True)
+class Match:
+    """A planned run, and the folders that hold attempts at it."""
+
+    planned: Planned
+    attempts: tuple[Run, ...]
+
+    @property
+    def done(self) -> Run | None:
+        """The attempt that counts. InputError: there are two."""
+        done = [run for run in self.attempts if run.status in (COMPLETED, DIVERGED)]
+        if len(done) > 1:
+            names = " and ".join(str(run.folder) for run in done)
+            raise InputError(f"{names} are both finished runs of {self.planned}. Move one of them out of the way")
+        return done[0] if done else None
+
+
+def expand(sweep: Path, conf: Path) -> list[Planned]:
+    """Every combination of `hydra.sweeper.params` of a sweep file, the last parameter changing fastest.
+
+    conf  folder with train.yaml
+    InputError: no such file, it sweeps nothing, or one of its values does not compose.
+    """
+    if not sweep.exists():
+        raise InputError(f"no sweep file {sweep}: the key `sweep` of the table's spec names it")
+    content = yaml.safe_load(sweep.read_text()) or {}
+    params = content.get("hydra", {}).get("sweeper", {}).get("params")
+    if not params or set(content) - {"hydra"}:
+        raise InputError(f"{sweep}: put everything it sets under hydra.sweeper.params, and nothing elsewhere")
+    values = [_values(key, value) for key, value in params.items()]
+    combinations = [dict(zip(params, combination, strict=True)) for combination in product(*values)]
+    cells: dict[frozenset, dict[str, Any]] = {}
+    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+        return [_identify(combination, cells, sweep) for combination in combinations]
+
+
+def join(plan: Iterable[Planned], runs: Sequence[Run]) -> list[Match]:
+    """Every planned run with its attempts, in the order of the plan."""
+    attempts: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        attempts.setdefault((run.cell_id, run.seed), []).append(run)
+    return [Match(planned, tuple(attempts.get((planned.cell_id, planned.seed), ()))) for planned in plan]
+
+
+def near_misses(matches: Iterable[Match], runs: Sequence[Run]) -> dict[str, list[str]]:
+    """{config difference: names of the runs that have it}, for runs with the options and seed of a missing run.
+
+    Such a run was made with another setting, or before the config files were changed.
+    """
+    found: dict[str, list[str]] = {}
+    for match in matches:
+        for run in runs if not match.attempts else ():
+            choices = run.manifest["choices"]
+            wanted = {key: value for key, value in match.planned.values.items() if key in choices}
+            if run.seed == match.planned.seed and wanted and wanted.items() <= choices.items():
+                change = difference(_seedless(run.manifest["config"]), _seedless(match.planned.config))
+                found.setdefault(change, []).append(run.folder.name)
+    return found
+
+
+def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in comparable(config).items() if key != "seed"}
+    if isinstance(kept.get("noise"), Mapping):
+        kept["noise"] = {key: value for key, value in kept["noise"].items() if key != "seed"}
+    return kept
+
+
+def _values(key: str, value: object) -> list[str]:
+    override = OverridesParser.create().parse_override(f"{key}={value}")
+    return list(override.sweep_string_iterator()) if override.is_sweep_override() else [str(value)]
+
+
+def _identify(values: Mapping[str, str], cells: dict[frozenset, dict[str, Any]], sweep: Path) -> Planned:
+    """`cells` remembers configs: those of one cell differ in the seed only, and composing takes a twentieth second."""
+    cell = frozenset(item for item in values.items() if item[0] != "seed")
+    if cell not in cells:
+        try:
+            cells[cell] = resolve(compose("train", [f"{key}={value}" for key, value in values.items()]))
+        except HydraException as error:
+            raise InputError(f"{sweep}: {str(error).splitlines()[0]}") from None
+    config = cells[cell]
+    return Planned(values, config_hash(config)[:12], int(values.get("seed", config["seed"])), config)

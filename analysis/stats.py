@@ -1,0 +1,68 @@
+"""Intervals: a two-level bootstrap over whole runs and over questions.
+
+Runs and questions are crossed (every run answers the same questions), so both are resampled, independently. One draw
+of run weights serves all benchmarks, because one trained policy is scored on all of them and its luck is shared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy import ndarray
+
+
+class Interval(NamedTuple):
+    """Mean of a score matrix with the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+class Bootstrap:
+    """Two-level bootstrap whose draws depend on the table's name only, so that a table is the same every time."""
+
+    def __init__(self, table: str, resamples: int = 10_000) -> None:
+        self.table = table
+        self.resamples = resamples
+        # The weights of one benchmark are some 40 MB; tables are built benchmark by benchmark.
+        self.question_weights = lru_cache(maxsize=1)(self._question_weights)
+        self.run_weights = lru_cache(maxsize=None)(self._run_weights)
+
+    def interval(self, scores_SQ: ndarray, benchmark: str) -> Interval:
+        """Percentile interval of the mean over runs and questions.
+
+        scores_SQ  [S, Q]  score of each run (row) on each question (column), repeats averaged
+
+        With one run the interval covers the choice of questions only: it says nothing of training seeds.
+        ValueError: no run or no question.
+        """
+        runs, questions = scores_SQ.shape
+        if not scores_SQ.size:
+            raise ValueError(f"no scores to average: {runs} runs x {questions} questions")
+        per_run_RS = self.question_weights(benchmark, questions) @ scores_SQ.astype(np.float32).T
+        draws_R = (per_run_RS.astype(np.float64) * self.run_weights(runs)).sum(1)
+        low, high = np.percentile(draws_R, [2.5, 97.5])
+        return Interval(float(scores_SQ.mean(dtype=np.float64)), float(low), float(high))
+
+    def _run_weights(self, runs: int) -> ndarray:
+        """[R, S] float64, each row sums to 1."""
+        draws = self._generator("runs", runs).multinomial(runs, [1 / runs] * runs, size=self.resamples)
+        return draws / runs
+
+    def _question_weights(self, benchmark: str, questions: int) -> ndarray:
+        """[R, Q] float32, each row sums to 1; the same for every row of the table, so that rows can be compared."""
+        chances = [1 / questions] * questions
+        draws = self._generator(benchmark, questions).multinomial(questions, chances, size=self.resamples)
+        return draws.astype(np.float32) / np.float32(questions)
+
+    def _generator(self, *purpose: object) -> np.random.Generator:
+        key = "|".join(map(str, (self.table, *purpose)))
+        return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest(), "big"))

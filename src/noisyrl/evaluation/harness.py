@@ -1,0 +1,156 @@
+"""Scoring: lm-eval runs our benchmarks on our sampler; the outcome becomes files in the run folder.
+
+Departures from plain lm-eval: `lm_eval.evaluate` is called without `simple_evaluate` around it, which reseeds the
+global generators and lists the installed packages; answers that could not be graded count 0 and are reported.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from noisyrl.evaluation.benchmarks import LM_TASKS, Benchmark, digest, find
+from noisyrl.evaluation.isolation import undisturbed
+from noisyrl.models.base import LanguageModel
+from noisyrl.rollout.base import Sampler
+from noisyrl.spec import Count, Natural, spec
+from noisyrl.tasks.base import Task
+
+if TYPE_CHECKING:
+    from noisyrl.evaluation.rows import Subject
+    from noisyrl.evaluation.sampler_lm import Progress, SamplerLM
+
+
+@spec
+class Evaluation:
+    """What `eval=` configures: which questions are asked, how, and when."""
+
+    protocol: Literal["greedy"] = "greedy"
+    """How answers are drawn; greedy = temperature 0, one answer, no random draw."""
+    splits: tuple[Literal["test", "ood"], ...] = ("test", "ood")
+    """Held-out splits; those a task does not have are passed over."""
+    limit: Count | None = None
+    """Questions per benchmark, the first ones; None = all. A limited evaluation is marked as such in every table."""
+    at_start: bool = True
+    """Score the policy before the first training step too; the tables' row "start"."""
+    every_steps: Natural = 0
+    """Training steps between evaluations; 0 = none between start and end."""
+    seed: Natural = 0
+    """Keys the draws of an answer; greedy answers do not depend on it."""
+    keep_text: bool = False
+    """Store every answer in texts.jsonl, some hundred kB per 1000 questions."""
+
+    def due(self, step: int) -> bool:
+        """Whether to score after `step` training steps, 0 = before the first. After the last one, always."""
+        return self.at_start if step == 0 else self.every_steps > 0 and step % self.every_steps == 0
+
+    def run(  # noqa: PLR0913 - the whole occasion: what is scored, on what, whose it is, and where results go
+        self,
+        lm: LanguageModel,
+        task: Task,
+        sampler: Sampler,
+        *,
+        run_info: Mapping[str, Any],
+        step: int,
+        checkpoint_hash: str,
+        out_dir: Path,
+        progress: Progress | None = None,
+    ) -> Mapping[str, float]:
+        """Score `lm` on the held-out splits of `task` and store the outcome in out_dir/<eval_id>/.
+
+        run_info         run_id, cell_id, seed, algo, noise, model, train_domain
+        step             training steps done
+        checkpoint_hash  of the weights of `lm`
+        progress         called with (prompts answered, prompts in all)
+        returns          {"<benchmark>/<metric>": fraction} with the metrics acc, no_answer and truncated
+
+        The eval_id names everything that decides the outcome, so an evaluation that is already there is read instead
+        of repeated. With nothing held out there is no score and no file. `sampler` gives engine and length limit; its
+        temperature and sample count are not used. Nothing outside out_dir is changed: generators, the model's mode
+        and logging are put back.
+        InputError: two prompts with one uid, or the stored files are damaged.
+        """
+        with undisturbed(lm.model):
+            from noisyrl.evaluation import store
+            from noisyrl.evaluation.rows import Subject
+            from noisyrl.evaluation.sampler_lm import SamplerLM
+
+            subject = Subject(**run_info, step=step, checkpoint_hash=checkpoint_hash)
+            benchmarks = find(task, self.splits, self.limit)
+            if not benchmarks:
+                return {}
+            folder = out_dir / self.eval_id(benchmarks, sampler, subject)
+            if not store.is_complete(folder):
+                self._score(SamplerLM(lm, sampler, seed=self.seed, progress=progress), benchmarks, subject, folder)
+            return _summary(store.read_aggregate(folder))
+
+    def eval_id(self, benchmarks: Sequence[Benchmark], sampler: Sampler, subject: Subject) -> str:
+        """16 hex digits over the weights, the questions, how they are asked, and how answers are graded."""
+        from noisyrl.evaluation.store import SCHEMA_VERSION
+
+        asked = [[b.name, b.split, b.scorer, b.version, b.content_hash] for b in benchmarks]
+        how = [self.protocol, self.seed, self.limit, sampler.max_tokens]
+        return digest([subject.checkpoint_hash, subject.step, asked, how, SCHEMA_VERSION])
+
+    def _score(self, player: SamplerLM, benchmarks: Sequence[Benchmark], subject: Subject, folder: Path) -> None:
+        from lm_eval import __version__
+
+        from noisyrl.evaluation import rows, store
+
+        began = time.time()
+        answered = play(player, benchmarks)
+        protocol = rows.Protocol(
+            eval_id=folder.name,
+            name=self.protocol,
+            limit=self.limit,
+            max_new_tokens=player.sampler.max_tokens,
+            lm_eval_version=__version__,
+        )
+        samples, aggregate = [], []
+        for benchmark in benchmarks:
+            part = rows.sample_rows(subject, protocol, benchmark, answered[benchmark.name])
+            samples += part
+            aggregate += rows.aggregate_rows(subject, protocol, benchmark, part)
+        meta = {
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "wall_s": round(time.time() - began, 2),
+            "subject": asdict(subject),
+            "engine": type(player.sampler).__name__,
+        }
+        texts = _texts(player) if self.keep_text else ()
+        store.write(folder, aggregate=aggregate, samples=samples, meta=meta, texts=texts)
+
+
+def play(player: SamplerLM, benchmarks: Sequence[Benchmark]) -> dict[str, list[Any]]:
+    """Run lm-eval: {benchmark name: its `Answered`, in the order of its prompts}."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from noisyrl.evaluation.lm_task import LIVE, config_for
+    from noisyrl.evaluation.rows import Answered
+
+    live = {LIVE: {benchmark.name: benchmark for benchmark in benchmarks}}
+    manager = TaskManager(include_path=str(LM_TASKS), include_defaults=False, metadata=live)
+    loaded = manager.load([config_for(benchmark) for benchmark in benchmarks])
+    results = lm_eval.evaluate(player, loaded, bootstrap_iters=0, apply_chat_template=True, log_samples=True)
+    answered = {}
+    for benchmark in benchmarks:
+        grades = loaded["tasks"][benchmark.name].grades
+        logged = {sample["doc"]["uid"]: sample["arguments"][0][0] for sample in results["samples"][benchmark.name]}
+        answered[benchmark.name] = [
+            Answered(player.generations[benchmark.name, prompt.uid, 0], grades[prompt.uid], logged[prompt.uid])
+            for prompt in benchmark.prompts
+        ]
+    return answered
+
+
+def _summary(aggregate: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    return {f"{row['benchmark']}/{row['metric']}": row["value"] for row in aggregate}
+
+
+def _texts(player: SamplerLM) -> list[dict[str, Any]]:
+    return [{"benchmark": name, "qid": uid, "turns": list(g.turns)} for (name, uid, _), g in player.generations.items()]

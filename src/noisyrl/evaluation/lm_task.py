@@ -1,0 +1,124 @@
+"""lm-eval tasks over our own: documents from `Task.prompts`, scores from `Task.grade`.
+
+The files in lm_tasks/ name these classes, so the same benchmark runs from our harness on a live task and from
+lm-eval's command line on an exported model. Classes instead of YAML alone, because YAML cannot hold a list of
+messages: lm-eval would turn a conversation into one user turn.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from typing import Any
+
+from datasets import Dataset
+from lm_eval.api.task import ConfigurableTask
+
+from noisyrl.evaluation.benchmarks import LM_TASKS, Benchmark, document, from_document, lm_config
+from noisyrl.spec import InputError
+from noisyrl.types import Grade
+
+LIVE = "live_benchmarks"
+"""Key of TaskManager's metadata under which the harness hands over {name: Benchmark}."""
+
+
+class SingleTurn(ConfigurableTask):
+    """One reply to one conversation. Scores: `acc` (0 when it could not be graded), `no_answer`, `ungraded`."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        config = {key: value for key, value in config.items() if key != "class"}
+        metadata = dict(config["metadata"])
+        # Taken out again: lm-eval copies the configuration deeply into its results.
+        live = metadata.pop(LIVE, {}).get(config["task"])
+        self.benchmark: Benchmark = live or _from_file(config["task"], metadata)
+        self.grades: dict[str, Grade] = {}
+        # Any value will do: it keeps lm-eval from looking our metrics up in the `evaluate` library, on the network.
+        super().__init__(config=config | {"metadata": metadata, "process_results": "own"})
+
+    def download(self, *args: Any, **kwargs: Any) -> None:
+        self.dataset = {"test": Dataset.from_list(self.documents())}
+
+    def documents(self) -> list[dict[str, Any]]:
+        """One document for each prompt, in their order."""
+        return [document(prompt) for prompt in self.benchmark.prompts]
+
+    def doc_to_text(self, doc: Mapping[str, Any], doc_to_text: Any = None) -> str:
+        return doc["messages"][-1]["content"]
+
+    def doc_to_target(self, doc: Mapping[str, Any], doc_to_target: Any = None) -> str:
+        return doc["answer"]
+
+    def fewshot_context(self, doc: Mapping[str, Any], num_fewshot: int = 0, **kwargs: Any) -> str:
+        """The whole conversation through the chat template; there are no examples to show."""
+        return kwargs["chat_template"]([dict(message) for message in doc["messages"]])
+
+    def build_all_requests(self, **kwargs: Any) -> None:
+        """InputError: without a chat template the model would read something it was never trained on."""
+        chat_template = kwargs.get("chat_template")
+        if chat_template is None:
+            raise InputError(f"{self.benchmark.name} holds conversations: add --apply_chat_template")
+        self.meet(getattr(chat_template, "__self__", None))
+        with redirect_stderr(io.StringIO()):  # lm-eval's own progress bar over documents, which takes no time
+            super().build_all_requests(**kwargs)
+
+    def meet(self, model: Any) -> None:
+        """Tell a model of ours which benchmark is coming; lm-eval passes it documents only."""
+        if hasattr(model, "meet"):
+            model.meet(self)
+
+    def encode(self, turns: Sequence[str]) -> str:
+        """The turns of a response as the one string that lm-eval carries."""
+        return turns[0]
+
+    def decode(self, text: str) -> list[str]:
+        """The turns that `encode` was given."""
+        return [text]
+
+    def process_results(self, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+        grade = self.grade(doc, self.decode(results[0]))
+        self.grades[doc["uid"]] = grade
+        missing = grade.status == "scored" and grade.extracted is None
+        return {"acc": grade.score or 0.0, "no_answer": float(missing), "ungraded": float(grade.score is None)}
+
+    def grade(self, doc: Mapping[str, Any], turns: Sequence[str]) -> Grade:
+        """Clean grade; noise never reaches an evaluation."""
+        return self.benchmark.source.grade(from_document(doc), turns)
+
+
+class ClosedLoop(SingleTurn):
+    """A conversation played to its end: every reply of the model decides what the simulated user says next."""
+
+    def meet(self, model: Any) -> None:
+        """InputError: the model cannot be asked more than once, so the score would be that of the first turn."""
+        if not hasattr(model, "meet"):
+            raise InputError(
+                f"{self.benchmark.name} is played turn by turn, but {type(model).__name__} can be asked only once. "
+                "Run `python -m noisyrl.evaluation run --model noisyrl ...` with the same options, "
+                "or score single turns with testbed_dialogue_step"
+            )
+        super().meet(model)
+
+    def encode(self, turns: Sequence[str]) -> str:
+        return json.dumps(list(turns), ensure_ascii=False)
+
+    def decode(self, text: str) -> list[str]:
+        return json.loads(text)
+
+
+def config_for(benchmark: Benchmark) -> str | dict[str, Any]:
+    """What TaskManager.load takes: the name of a shipped file, else a configuration with the same defaults."""
+    if (LM_TASKS / f"{benchmark.name}.yaml").exists():
+        return benchmark.name
+    kind = ClosedLoop if benchmark.interactive else SingleTurn
+    return lm_config(benchmark.name) | {"task": benchmark.name, "class": kind}
+
+
+def _from_file(name: str, metadata: Mapping[str, Any]) -> Benchmark:
+    module, _, attribute = metadata["source"].rpartition(".")
+    cls = getattr(importlib.import_module(module), attribute)
+    # From the command line: --metadata '{"fields": {"testbed_math": {...}}}'
+    source = cls(**metadata.get("fields", {}).get(name, {}))
+    return Benchmark(name, metadata["split"], source, source.prompts(metadata["split"]))

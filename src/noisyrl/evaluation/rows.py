@@ -1,0 +1,143 @@
+"""What an evaluation stores: one row per question, and one row per benchmark and metric."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from noisyrl.evaluation.benchmarks import Benchmark, digest, document
+from noisyrl.evaluation.sampler_lm import Generation
+from noisyrl.types import Grade
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is scored: a run at one of its steps. `train_domain`, `algo`, `noise` and `model` are the config options."""
+
+    run_id: str
+    cell_id: str
+    seed: int
+    algo: str
+    noise: str
+    model: str
+    train_domain: str
+    step: int
+    checkpoint_hash: str
+    """Of the weights; it decides the eval_id and appears in meta.json only."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question with everything known of its answer; `context` is the prompt as the model read it."""
+
+    generation: Generation
+    grade: Grade
+    context: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How the questions were asked; one evaluation, one protocol."""
+
+    eval_id: str
+    name: str
+    limit: int | None
+    max_new_tokens: int
+    lm_eval_version: str
+
+
+def sample_rows(subject: Subject, protocol: Protocol, benchmark: Benchmark, answered: Sequence[Answered]) -> list[dict]:
+    """One row of `store.SAMPLE_SCHEMA` per prompt, in the benchmark's order."""
+    rows = []
+    for prompt, answer in zip(benchmark.prompts, answered, strict=True):
+        grade, generation = answer.grade, answer.generation
+        row = {
+            "run_id": subject.run_id,
+            "eval_id": protocol.eval_id,
+            "benchmark": benchmark.name,
+            "protocol": protocol.name,
+            "qid": prompt.uid,
+            "doc_hash": digest(document(prompt)),
+            "cluster_id": prompt.uid,
+            "domain": prompt.domain,
+            "repeat": 0,
+            "gen_seed": generation.gen_seed,
+            "prompt_hash": text_hash(answer.context),
+            "score": grade.score or 0.0,
+            "extracted": grade.extracted,
+            "extraction": "none" if grade.extracted is None else "direct",
+            "gold_hash": text_hash(prompt.answer),
+            "finish_reason": generation.finish_reason,
+            "truncated": generation.finish_reason == "length",
+            "no_answer": grade.extracted is None and grade.score is not None,
+            "grader_status": grade.status,
+            "n_prompt_tokens": generation.prompt_tokens,
+            "n_gen_tokens": generation.gen_tokens,
+        }
+        rows.append(row)
+    return rows
+
+
+def aggregate_rows(
+    subject: Subject, protocol: Protocol, benchmark: Benchmark, samples: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """A row each for `acc`, `no_answer` and `truncated`, all fractions of the questions asked."""
+    per_question = {
+        "acc": [float(row["score"]) for row in samples],
+        "no_answer": [float(row["no_answer"]) for row in samples],
+        "truncated": [float(row["truncated"]) for row in samples],
+    }
+    facts = _facts(subject, protocol, benchmark, samples)
+    return [_with_metric(facts, metric, values) for metric, values in per_question.items()]
+
+
+def text_hash(text: str) -> str:
+    """First 16 hex digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _facts(
+    subject: Subject, protocol: Protocol, benchmark: Benchmark, samples: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    run = {key: value for key, value in asdict(subject).items() if key != "checkpoint_hash"}
+    return {
+        "run_id": run.pop("run_id"),
+        "eval_id": protocol.eval_id,
+        **run,
+        "benchmark": benchmark.name,
+        "benchmark_version": benchmark.version,
+        "suite": benchmark.suite,
+        "protocol": protocol.name,
+        "limit": protocol.limit,
+        "n_questions": len(samples),
+        "k": 1,
+        "n_truncated": sum(row["truncated"] for row in samples),
+        "n_no_answer": sum(row["no_answer"] for row in samples),
+        "n_fallback_extraction": 0,
+        "n_grader_error": sum(row["grader_status"] != "scored" for row in samples),
+        "mean_tokens": _mean([row["n_gen_tokens"] for row in samples]),
+        "max_new_tokens": protocol.max_new_tokens,
+        "scorer": benchmark.scorer,
+        "scorer_version": benchmark.version,
+        "prompt_hash": digest([row["prompt_hash"] for row in samples]),
+        "lm_eval_version": protocol.lm_eval_version,
+    }
+
+
+def _with_metric(facts: Mapping[str, Any], metric: str, values: Sequence[float]) -> dict[str, Any]:
+    return {**facts, "metric": metric, "value": _mean(values), "stderr_question": _standard_error(values)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean over questions, for this one run; None for a single question."""
+    if len(values) < 2:
+        return None
+    centre = _mean(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1) / len(values))

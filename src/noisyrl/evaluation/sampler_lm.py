@@ -1,0 +1,129 @@
+"""Our sampler as an lm-eval model, which keeps what lm-eval forgets: why a text ended and how long it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+
+from noisyrl.evaluation.benchmarks import from_document
+from noisyrl.models.base import LanguageModel
+from noisyrl.rollout.base import Sampler, row_keys
+from noisyrl.spec import InputError
+from noisyrl.types import Prompt, Rollout
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+    from noisyrl.evaluation.lm_task import SingleTurn
+
+Reason = Literal["stop", "length"]
+EVAL_STEP = 0
+"""Evaluation draws are keyed as if at one step, so that the same weights answer alike whenever they are asked."""
+
+Progress = Callable[[int, int], None]
+"""Called with (prompts answered, prompts in all)."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One response. `gen_seed` is the key of its draws; greedy decoding makes none."""
+
+    turns: Sequence[str]
+    finish_reason: Reason
+    prompt_tokens: int
+    gen_tokens: int
+    gen_seed: int
+
+
+@register_model("noisyrl")
+class SamplerLM(LM):
+    """Greedy answers to the prompts of our own tasks, dialogues played turn by turn.
+
+    `generations` is keyed by (task, uid, repeat). The texts depend on neither the order of the requests nor the batch.
+    """
+
+    def __init__(self, lm: LanguageModel, sampler: Sampler, *, seed: int = 0, progress: Progress | None = None) -> None:
+        super().__init__()
+        self.lm = lm
+        self.sampler = greedy(sampler)
+        self.seed = seed
+        self.progress = progress or (lambda done, total: None)
+        self.generations: dict[tuple[str, str, int], Generation] = {}
+        self._tasks: dict[str, SingleTurn] = {}
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Any = None) -> SamplerLM:
+        """For lm-eval's command line: pretrained=DIR[,max_tokens=N]; --batch_size and --device as usual."""
+        from noisyrl.evaluation.run_folder import load_folder
+        from noisyrl.rollout.hf import GenerateSampler
+
+        options = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        unknown = set(arg_dict) - {"pretrained", "max_tokens"}
+        if unknown or "pretrained" not in arg_dict:
+            raise InputError(f"--model noisyrl takes pretrained=DIR and max_tokens=N, not {', '.join(sorted(unknown))}")
+        limits = {"max_tokens": int(arg_dict.get("max_tokens", 64)), "batch_rows": int(options.get("batch_size", 64))}
+        return cls(load_folder(str(arg_dict["pretrained"]), device=options.get("device")), GenerateSampler(**limits))
+
+    def meet(self, task: SingleTurn) -> None:
+        """Learn which benchmark the coming requests belong to."""
+        self._tasks[task.benchmark.name] = task
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """One text per request; the sampler's limits count, not the requests'. InputError: not a task of ours."""
+        answers: dict[tuple[str, str], str] = {}
+        for name, docs in _by_task(requests).items():
+            if name not in self._tasks:
+                raise InputError(f"--model noisyrl plays the tasks of noisyrl only; for {name} use --model hf")
+            self._play(self._tasks[name], [from_document(doc) for doc in docs], answers, len(requests))
+        return [answers[str(request.task_name), request.doc["uid"]] for request in requests]
+
+    def _play(self, task: SingleTurn, prompts: list[Prompt], answers: dict[tuple[str, str], str], total: int) -> None:
+        name = task.benchmark.name
+        for start in range(0, len(prompts), self.sampler.batch_rows):
+            part = prompts[start : start + self.sampler.batch_rows]
+            rollout = self.sampler(self.lm, task.benchmark.source, part, seed=self.seed, step=EVAL_STEP)
+            keys = row_keys(part, 1, seed=self.seed, step=EVAL_STEP)
+            for prompt, generation in zip(part, _generations(rollout, keys), strict=True):
+                self.generations[name, prompt.uid, 0] = generation
+                answers[name, prompt.uid] = task.encode(generation.turns)
+            self.progress(len(answers), total)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """What the sampler feeds the model, as text; lm-eval logs it, we hash it."""
+        template = self.lm.tokenizer.apply_chat_template
+        return str(template(chat_history, tokenize=False, add_generation_prompt=add_generation_prompt))
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.lm.tokenizer.name_or_path)
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        raise InputError("--model noisyrl generates text; for likelihoods use --model hf")
+
+    loglikelihood_rolling = loglikelihood
+
+
+def greedy(sampler: Sampler) -> Sampler:
+    """The same engine and limits, at temperature 0 with one sample."""
+    return replace(sampler, samples=1, temperature=0.0)  # type: ignore[type-var] # a pydantic dataclass
+
+
+def _by_task(requests: Sequence[Instance]) -> dict[str, list[Mapping[str, Any]]]:
+    docs: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for request in requests:
+        # A dict, not a list: copies of a request (`repeats`) have the same greedy answer.
+        docs.setdefault(str(request.task_name), {})[request.doc["uid"]] = request.doc
+    return {name: list(by_uid.values()) for name, by_uid in docs.items()}
+
+
+def _generations(rollout: Rollout, keys: Any) -> list[Generation]:
+    response = rollout.mask_BT.shape[1]
+    prompt_tokens = rollout.attention_BL[:, : rollout.attention_BL.shape[1] - response].sum(1).tolist()
+    gen_tokens = rollout.mask_BT.sum(1).tolist()
+    reasons: list[Reason] = ["stop" if finished else "length" for finished in rollout.finished_B.tolist()]
+    columns = zip(rollout.turns, reasons, prompt_tokens, gen_tokens, keys.tolist(), strict=True)
+    return [Generation(*row) for row in columns]

@@ -1,0 +1,106 @@
+"""eval/<eval_id>/ in a run folder: written aside, renamed when complete, never changed again.
+
+aggregate.jsonl and samples.parquet hold nothing but results, so that scoring the same weights twice gives the same
+bytes. When it was done, and how long it took, is in meta.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from noisyrl.spec import InputError
+
+SCHEMA_VERSION = "1"
+SAMPLE_SCHEMA = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("eval_id", pa.string()),
+        ("benchmark", pa.string()),
+        ("protocol", pa.string()),
+        ("qid", pa.string()),
+        ("doc_hash", pa.string()),
+        ("cluster_id", pa.string()),  # the dialogue for a dialogue; questions share no material, so always qid
+        ("domain", pa.string()),
+        ("repeat", pa.int32()),
+        ("gen_seed", pa.uint64()),
+        ("prompt_hash", pa.string()),
+        ("score", pa.float32()),  # 0 where grader_status is not "scored"
+        ("extracted", pa.string()),
+        ("extraction", pa.string()),  # "direct" or "none"; the graders here have no fallback
+        ("gold_hash", pa.string()),
+        ("finish_reason", pa.string()),
+        ("truncated", pa.bool_()),
+        ("no_answer", pa.bool_()),
+        ("grader_status", pa.string()),
+        ("n_prompt_tokens", pa.int32()),
+        ("n_gen_tokens", pa.int32()),
+    ],
+    metadata={"schema_version": SCHEMA_VERSION},
+)
+
+
+AGGREGATE, SAMPLES, META, TEXTS = "aggregate.jsonl", "samples.parquet", "meta.json", "texts.jsonl"
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether an evaluation is there; a folder gets its name only once everything is in it."""
+    return folder.is_dir()
+
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write(folder: Path, *, aggregate: Rows, samples: Rows, meta: Mapping[str, Any], texts: Rows = ()) -> None:
+    """The files of one evaluation; texts.jsonl only if there are texts. A folder that exists already is kept."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write_lines(aside / AGGREGATE, aggregate)
+        pq.write_table(pa.Table.from_pylist(list(samples), schema=SAMPLE_SCHEMA), aside / SAMPLES)
+        if texts:
+            _write_lines(aside / TEXTS, texts)
+        (aside / META).write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+        aside.chmod(0o755)  # mkdtemp makes it private
+        os.rename(aside, folder)
+    except OSError:
+        if not is_complete(folder):  # else another process was faster, with the same results
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_aggregate(folder: Path) -> list[dict[str, Any]]:
+    """The rows of aggregate.jsonl. InputError: a line is not JSON."""
+    path = folder / AGGREGATE
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not JSON ({error}); delete {folder} and evaluate again") from None
+    return rows
+
+
+def read_samples(folder: Path) -> pa.Table:
+    """The table of samples.parquet. InputError: it was written under another schema version."""
+    table = pq.read_table(folder / SAMPLES)
+    version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{folder / SAMPLES}: schema version {version}, this code reads {SCHEMA_VERSION}; "
+            f"delete {folder} and run `python src/eval.py` again"
+        )
+    return table
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,201 @@
+"""Tables from committed run folders: byte-equal to committed files; what is missing is shown, what is wrong refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from analysis import plan, tables, writers
+from analysis.collect import load_runs
+from analysis.table_spec import read_spec
+from noisyrl.evaluation import rows, store
+from noisyrl.provenance import identity
+from noisyrl.spec import InputError
+from tests.analysis.made_up_runs import write_evaluation, write_store
+
+DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def here(tmp_path):
+    """A copy of the store that a test may change."""
+    shutil.copytree(DATA / "store", tmp_path / "store")
+    return tmp_path
+
+
+def make(folder: Path, **other) -> dict[str, str]:
+    """The table made from folder/store, by ending."""
+    where = {name: DATA / name for name in ("specs", "sweeps", "conf")} | {
+        "runs": folder / "store",
+        "out": folder / "out",
+    }
+    paths = tables.make("tiny", tables.Folders(**where | other))
+    return {path.suffix: path.read_text() for path in paths}
+
+
+def cells(text: str, *labels: str) -> list[str]:
+    """The cells of one row of a Markdown table."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    (found,) = [line[2:] for line in lines if line[:2] == list(labels)]
+    return found
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_golden_files(here):
+    made = make(here)
+    assert sorted(made) == [".csv", ".html", ".md", ".tex"]
+    for ending, text in made.items():
+        assert text == (DATA / f"golden/tiny{ending}").read_text()
+
+
+def test_the_made_up_runs_are_what_their_script_writes(tmp_path):
+    write_store(tmp_path / "store")
+    for path in (DATA / "store").rglob("*.json*"):
+        assert path.read_text() == (tmp_path / path.relative_to(DATA)).read_text()
+    assert make(tmp_path) == make(tmp_path)
+
+
+def test_every_planned_cell_is_there_without_any_run(tmp_path):
+    (tmp_path / "store").mkdir()
+    text = make(tmp_path)[".md"]
+    assert text.count("· (0/2)") == 8
+    assert "8 planned, 0 finished" in text and "8 not started" in text
+
+
+def test_a_lost_run_leaves_a_gap(here):
+    shutil.rmtree(here / "store/ppo-none-1")
+    assert cells(make(here)[".md"], "ppo", "none") == ["100.0 ± 0.0 (1/2)", "50.0 ± 37.5 (1/2)"]
+
+
+def test_two_finished_runs_of_one_plan_stop_the_table(here):
+    shutil.copytree(here / "store/ppo-none-1", here / "store/again")
+    with pytest.raises(InputError, match=r"store/again and .*store/ppo-none-1 are both finished runs of algo=ppo"):
+        make(here)
+
+
+def test_a_completed_run_is_judged_at_its_end_only(here):
+    shutil.rmtree(here / "store/ppo-none-1/eval/000010000001")
+    text = make(here)[".md"]
+    assert cells(text, "ppo", "none")[0] == "100.0 ± 0.0 (1/2)"
+    assert "finished, but no evaluation with limit=None: ppo-none-1." in text
+
+
+def test_scores_made_differently_are_refused(here):
+    path = here / "store/ppo-none-1/eval/000010000001/aggregate.jsonl"
+    path.write_text(path.read_text().replace('"scorer_version": "1"', '"scorer_version": "2"'))
+    with pytest.raises(InputError, match=r"column toy: scorer_version is 1 in .*ppo-none-0.* but 2 in .*ppo-none-1"):
+        make(here)
+
+
+def test_two_evaluations_that_fit_are_refused(here):
+    shutil.copytree(here / "store/ppo-none-1/eval/000010000001", here / "store/ppo-none-1/eval/abc")
+    with pytest.raises(InputError, match="several evaluations fit"):
+        make(here)
+
+
+def test_half_written_evaluations_are_not_seen(here):
+    aside = here / "store/ppo-none-1/eval/.abc-xyz"
+    shutil.copytree(here / "store/ppo-none-1/eval/000010000001", aside)
+    assert make(here)[".md"] == (DATA / "golden/tiny.md").read_text()
+
+
+def test_a_damaged_manifest_is_named(here):
+    (here / "store/ppo-none-1/manifest.json").write_text("{")
+    with pytest.raises(InputError, match="ppo-none-1/manifest.json cannot be read"):
+        make(here)
+
+
+def test_a_run_with_another_setting_is_left_out_and_named(here, capsys):
+    # Its config, and so its cell_id, is another one.
+    path = here / "store/ppo-none-1/manifest.json"
+    config = {"algo": {"clip": 0.3}, "noise": {"rate": 0.0}, "trainer": {"steps": 10}, "seed": 1}
+    edit(path, cell_id="e" * 12, config=config)
+    assert cells(make(here)[".md"], "ppo", "none")[0] == "100.0 ± 0.0 (1/2)"
+    told = capsys.readouterr().err
+    assert told[6:] == "left out for their config (stored -> planned): ppo-none-1\n  algo.clip: 0.3 -> 0.2\n"
+
+
+def test_filter_and_banner(here, tmp_path):
+    spec = yaml.safe_load((DATA / "specs/tiny.yaml").read_text())
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "specs/tiny.yaml").write_text(yaml.safe_dump(spec | {"filter": {"tier": "smoke"}}))
+    edit(here / "store/ppo-none-0/manifest.json", tier="smoke")
+    text = make(here, specs=tmp_path / "specs")[".md"]
+    assert "8 planned, 1 finished" in text and "Smoke test, not results" in text
+
+
+def test_several_commits_are_warned_of(here):
+    edit(here / "store/ppo-none-0/manifest.json", git={"sha": "fedcba9876543210", "dirty": True})
+    text = make(here)[".md"]
+    assert "0123456789, fedcba9876 with uncommitted changes" in text and "more than one commit" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"rowz": []}, "rowz"), ({"sweep": "none"}, "no sweep file"), ({"columns": [{"label": "x"}]}, "benchmark")],
+)
+def test_wrong_specs_are_explained(here, tmp_path, change, message):
+    spec = yaml.safe_load((DATA / "specs/tiny.yaml").read_text())
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "specs/tiny.yaml").write_text(yaml.safe_dump(spec | change))
+    with pytest.raises(InputError, match=message):
+        make(here, specs=tmp_path / "specs")
+
+
+def test_command_line_explains_and_exits(capsys, here):
+    with pytest.raises(SystemExit, match="no table nothing: .* There are: tiny"):
+        tables.main(["nothing", "--specs", str(DATA / "specs")])
+    with pytest.raises(SystemExit, match="no run folder"):
+        tables.main(["tiny", "--runs", "nowhere", *(f"--{n}={DATA / n}" for n in ("specs", "sweeps", "conf"))])
+
+
+def test_latex_and_html_are_escaped():
+    text = writers.Text("t", "50% of a_b & <c>", ("algo",), ())
+    frame = tables.pd.DataFrame([{"algo": "a_b<c>", "column": "x%", "n": 0, "planned": 1, "missing": 1, "diverged": 0}])
+    latex, html = writers.latex(text, frame), writers.html(text, frame)
+    assert r"50\% of a\_b \& <c>" in latex and r"a\_b" in latex and r"x\%" in latex
+    assert "50% of a_b &amp; &lt;c&gt;" in html and "a_b&lt;c&gt;" in html and "http" not in html
+
+
+def test_plan_understands_what_hydra_sweeps(tmp_path):
+    (tmp_path / "s.yaml").write_text("hydra: {sweeper: {params: {algo: 'ppo,grpo', seed: 'range(0,3)'}}}")
+    planned = plan.expand(tmp_path / "s.yaml", DATA / "conf")
+    assert [tuple(p.values.values()) for p in planned] == [(a, s) for a in ("ppo", "grpo") for s in "012"]
+    assert len({p.cell_id for p in planned}) == 2 and {p.seed for p in planned} == {0, 1, 2}
+    (tmp_path / "s.yaml").write_text("seed: 3\nhydra: {sweeper: {params: {algo: ppo}}}")
+    with pytest.raises(InputError, match="put everything it sets under hydra.sweeper.params"):
+        plan.expand(tmp_path / "s.yaml", DATA / "conf")
+    (tmp_path / "s.yaml").write_text("hydra: {sweeper: {params: {algo: typo}}}")
+    with pytest.raises(InputError, match="typo"):
+        plan.expand(tmp_path / "s.yaml", DATA / "conf")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "analysis/specs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_specs_fit_their_sweeps(path):
+    table = read_spec(path)
+    planned = plan.expand(ROOT / f"sweeps/{table.sweep}.yaml", ROOT / "conf")
+    for column in table.columns:
+        assert any(tables._fits(plan.Match(each, ()), column) for each in planned), column
+    assert all(row in planned[0].values for row in table.rows)
+
+
+def test_start_row_counts_models_not_runs(here):
+    runs = load_runs(here / "store")
+    assert len(runs) == 7
+    other = rows.Subject(**identity(runs[0].manifest), step=0, checkpoint_hash="")
+    shutil.rmtree(runs[0].folder / "eval" / ("0" * 12))
+    write_evaluation(runs[0].folder / "eval", other, (6, 5))
+    renamed = runs[0].folder / "eval" / ("1" * 12)
+    (runs[0].folder / "eval" / ("0" * 12)).rename(renamed)
+    lines = (renamed / store.AGGREGATE).read_text().replace('"eval_id": "000000000000"', '"eval_id": "111111111111"')
+    (renamed / store.AGGREGATE).write_text(lines)
+    # Two models, 2 and 6 right of 8.
+    assert [cell.split()[0] for cell in cells(make(here)[".md"], "start", "")] == ["50.0", "37.5"]
