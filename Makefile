@@ -42,7 +42,7 @@ eval: setup ## score a finished run: RUN=NAME, ARGS="eval=smoke"
 	$(BIN)/python src/eval.py run=$(RUN) $(ARGS)
 
 tables: setup ## build tables/ from run folders; T=smoke for one, FMT=md for one format, RUNS=, OUT=
-	$(BIN)/python -m analysis.tables $(T) --runs $(RUNS) --out $(OUT) $(if $(FMT),--format $(FMT))
+	$(BIN)/python -m analysis.tables $(T) --runs $(RUNS) --out $(OUT) $(if $(FMT),--fmt $(FMT))
 
 sweep-%: setup ## run sweeps/%.yaml, the runs behind the table of the same name
 	$(BIN)/python src/train.py +sweeps=$* runs=$(RUNS) $(ARGS)

@@ -21,11 +21,10 @@ UNFINISHED = ("queued", "running")
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation folder: its aggregate rows, and when it was made."""
+    """One evaluation folder and its aggregate rows."""
 
     folder: Path
     rows: tuple[Mapping[str, Any], ...]
-    created_at: str
 
     @property
     def step(self) -> int:
@@ -46,8 +45,7 @@ class Run:
         for path in sorted(self.folder.glob("eval/*/" + store.AGGREGATE)):
             if path.parent.name.startswith("."):
                 continue
-            meta = _read_json(path.parent / store.META)
-            found.append(Evaluated(path.parent, tuple(store.read_aggregate(path.parent)), meta["created_at"]))
+            found.append(Evaluated(path.parent, tuple(store.read_aggregate(path.parent))))
         return tuple(found)
 
     @property

@@ -19,12 +19,12 @@ def footer(table: Spec, matches: Sequence[Match], strangers: int) -> list[str]:
     shas = sorted({str(dotted(run.manifest, "git.sha"))[:10] for run in done})
     dirty = any(dotted(run.manifest, "git.dirty") for run in done)
     tiers = sorted({str(run.manifest.get("tier")) for run in done})
-    days = sorted({evaluated.created_at[:10] for run in done for evaluated in run.evaluations})
+    days = sorted({str(run.manifest["ended"])[:10] for run in done})
     period = " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "never"
     lines = [
         f"Runs: {len(matches)} planned, {len(done)} finished ({diverged} of them diverged), {failed} failed, "
         f"{len(undone) - absent - failed} under way, {absent} not started. Others in the store: {strangers}.",
-        f"Tier: {', '.join(tiers) or 'none'}. Evaluated: {period}. "
+        f"Tier: {', '.join(tiers) or 'none'}. Ended: {period}. "
         f"Commit: {', '.join(shas) or 'none'}{' with uncommitted changes' if dirty else ''}.",
     ]
     if "smoke" in tiers or table.limit:

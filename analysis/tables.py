@@ -157,15 +157,16 @@ def _write(path: Path, content: str) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; the message of an InputError goes to stderr, exit status 1."""
     parser = argparse.ArgumentParser(prog="analysis.tables", description=__doc__.split("\n")[0])
-    parser.add_argument("name", help="stem of a file in the specs folder")
+    parser.add_argument("names", nargs="*", help="stems of files in the specs folder; default: all of them")
     parser.add_argument("--fmt", nargs="+", choices=writers.WRITERS, default=list(writers.WRITERS), help="default: all")
     for folder in fields(Folders):
         parser.add_argument(f"--{folder.name}", type=Path, default=folder.default, help=f"default: {folder.default}/")
     options = vars(parser.parse_args(arguments))
-    name, formats = options.pop("name"), options.pop("fmt")
+    names, formats = options.pop("names"), options.pop("fmt")
+    at = Folders(**options)
     try:
-        for path in make(name, Folders(**options), formats):
-            print(path)
+        for name in names or sorted(path.stem for path in at.specs.glob("*.yaml")):
+            print(*make(name, at, formats), sep="\n")
     except InputError as error:
         sys.exit(f"error: {error}")
 

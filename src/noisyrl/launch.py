@@ -25,6 +25,7 @@ from noisyrl.spec import InputError
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+transformers.utils.logging.disable_progress_bar()  # ours is the only bar
 
 # The groups that make the default name of a run.
 _NAMING = ("data", "model", "algo", "noise")
@@ -41,7 +42,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 
 def _train(cfg: DictConfig) -> dict[str, float]:
-    transformers.utils.logging.disable_progress_bar()  # ours is the only bar
     config = resolve(cfg)
     hydra = HydraConfig.get()
     config["name"] = config["name"] or default_name(config, hydra)

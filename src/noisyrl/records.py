@@ -118,7 +118,10 @@ class RunFolder:
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that makes a run what it is: all but where it lies and who watches."""
-    return {key: value for key, value in config.items() if key not in ("logger", "runs", "name")}
+    kept = {key: value for key, value in config.items() if key not in ("logger", "runs", "name")}
+    if "cache_dir" in kept.get("model", {}):
+        kept["model"] = {key: value for key, value in kept["model"].items() if key != "cache_dir"}
+    return kept
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

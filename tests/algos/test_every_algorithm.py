@@ -40,8 +40,7 @@ def test_padding_is_inert(algo, poison):
         rollout=dirty_rollout,
         logp_BT=poisoned(clean.logp_BT, mask, poison),
         value=replace(clean.value, mean_BT=poisoned(clean.value.mean_BT, mask, poison)),
-        reference=clean.reference
-        and replace(clean.reference, logp_BT=poisoned(clean.reference.logp_BT, mask, poison)),
+        reference=clean.reference and replace(clean.reference, logp_BT=poisoned(clean.reference.logp_BT, mask, poison)),
     )
     expected, found = algo.credit(clean), algo.credit(dirty)
     assert torch.equal(expected.advantage_BT, found.advantage_BT)

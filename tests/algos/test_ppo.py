@@ -68,7 +68,9 @@ def test_kl_in_loss_adds_its_estimate(batch):
     scores = Scores(logp_BT=row.logp_BT, entropy_BT=0 * row.logp_BT, hidden_BTD=row.logp_BT.new_zeros(1, 2, 0))
     credit = Credit(advantage_BT=torch.zeros(1, 2).double(), target=torch.zeros(1, 2).double())
     loss = built("algo", "algo=grpo", "algo.kl_coef=0.5").policy_loss(scores, row, credit)
-    assert_close(loss.total_BT, 0.5 * torch.tensor([[0.018730753, 0.718281828]], dtype=torch.float64), atol=1e-8, rtol=0)
+    assert_close(
+        loss.total_BT, 0.5 * torch.tensor([[0.018730753, 0.718281828]], dtype=torch.float64), atol=1e-8, rtol=0
+    )
 
 
 def test_value_clip_golden(batch):

@@ -50,6 +50,7 @@ def write_run(folder: Path, planned: Planned, status: str, results: dict[int, tu
     manifest = {"status": status, "run_id": f"{planned.cell_id}-s{planned.seed}-a1", "cell_id": planned.cell_id}
     manifest |= {"seed": planned.seed, "config": {"trainer": {"steps": 10}}, "tier": "testbed"}
     manifest["choices"] = {"algo": "any", "noise": "any", "model": "tiny", "data": "toy"} | dict(planned.values)
+    manifest["ended"] = f"2026-01-0{1 + planned.seed}T00:00:00Z"
     manifest["git"] = {"sha": "0123456789abcdef", "dirty": False}
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -70,8 +71,7 @@ def write_evaluation(folder: Path, subject: rows.Subject, right: tuple[int, int]
         part = rows.sample_rows(subject, protocol, benchmark, said)
         samples += part
         aggregate += rows.aggregate_rows(subject, protocol, benchmark, part)
-    meta = {"created_at": f"2026-01-0{1 + subject.seed}T00:00:00+00:00"}
-    store.write(folder / eval_id, aggregate=aggregate, samples=samples, meta=meta)
+    store.write(folder / eval_id, aggregate=aggregate, samples=samples, meta={})
 
 
 def write_store(folder: Path) -> None:

@@ -24,9 +24,7 @@ def test_gae_golden():
     assert_close(gae(REWARD, VALUE, ALL, gamma=1.0, lam=0.0), f64([0.1, 0.2, 0.2]), atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("lam", "first", "second"), [(1.0, 0.5, 0.5), (0.95, 0.45125, 0.475), (0.5, 0.125, 0.25)]
-)
+@pytest.mark.parametrize(("lam", "first", "second"), [(1.0, 0.5, 0.5), (0.95, 0.45125, 0.475), (0.5, 0.125, 0.25)])
 def test_gae_carries_value_and_trace_across_a_users_turn(lam, first, second):
     """Final reward 1, value .5 everywhere, two user tokens inside; .451 / .475 at lambda .95 and not .361 / .380."""
     mask = torch.tensor([[True, True, False, False, True]])

@@ -6,10 +6,8 @@ global generators and lists the installed packages; answers that could not be gr
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,7 +99,6 @@ class Evaluation:
 
         from noisyrl.evaluation import rows, store
 
-        began = time.time()
         answered = play(player, benchmarks)
         protocol = rows.Protocol(
             eval_id=folder.name,
@@ -116,8 +113,6 @@ class Evaluation:
             samples += part
             aggregate += rows.aggregate_rows(subject, protocol, benchmark, part)
         meta = {
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "wall_s": round(time.time() - began, 2),
             "subject": asdict(subject),
             "engine": type(player.sampler).__name__,
         }
