@@ -58,8 +58,7 @@ test-slow: setup ## also the crash, learning and command-line comparison tests, 
 	$(BIN)/python -m pytest -m slow
 
 bars: setup ## the runs behind the learning bars and their verdicts, about half an hour on two cores
-	$(BIN)/python src/train.py +sweeps=learning launcher=joblib runs=$(RUNS)
-	$(BIN)/python -m pytest -m slow tests/test_learning.py --runs $(RUNS)
+	$(BIN)/python -m pytest -m slow -s tests/test_learning.py --runs $(RUNS)
 
 lint: setup ## ruff: style, imports, complexity
 	$(BIN)/ruff check .

@@ -168,7 +168,7 @@ def test_two_processes_make_the_rollouts_and_rewards_of_one(place):
 
 
 def test_a_failing_job_does_not_stop_its_siblings(place):
-    words = ["-m", "algo=grpo", "rollout.samples=1,2", "runs=siblings", "name=null"]
+    words = ["algo=grpo", "rollout.samples=1,2", "runs=siblings", "name=null", "-m"]
     done = command(place, *words)
     assert done.returncode == 1 and "rollout.samples=1 must be 2 or more" in done.stderr
     runs = [path for path in (place / "siblings").iterdir() if (path / "manifest.json").is_file()]
@@ -176,7 +176,7 @@ def test_a_failing_job_does_not_stop_its_siblings(place):
 
 
 def test_jobs_side_by_side(place):
-    done = command(place, "-m", "algo=grpo", "seed=0,1", "launcher=joblib", "runs=parallel", "name=null")
+    done = command(place, "algo=grpo", "seed=0,1", "launcher=joblib", "runs=parallel", "name=null", "-m")
     assert done.returncode == 0, done.stderr[-2000:]
     runs = sorted(path.name for path in (place / "parallel").iterdir() if (path / "manifest.json").is_file())
     assert [name[:22] for name in runs] == ["math-tiny-grpo-none-s0", "math-tiny-grpo-none-s1"]
@@ -216,14 +216,17 @@ def test_a_finished_run_is_scored_and_tabulated(place):
 
 
 def test_help_is_quick_and_loads_nothing_heavy(tmp_path):
-    code = (
-        "import sys, runpy; sys.argv = ['train.py', '--help']\n"
-        "try: runpy.run_path(sys.argv.pop(0) and %r, run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'accelerate', 'wandb', 'lm_eval', 'pandas'} & set(sys.modules)\n"
-        "sys.exit(f'loaded {heavy}' if heavy else 0)" % str(ROOT / "src/train.py")
-    )
-    code = code.replace("sys.argv.pop(0) and ", "")
+    train = str(ROOT / "src/train.py")
+    code = f"""if True:
+        import sys, runpy
+        sys.argv = ["train.py", "--help"]
+        try:
+            runpy.run_path({train!r}, run_name="__main__")
+        except SystemExit:
+            pass
+        heavy = set(sys.modules) & set("torch transformers accelerate wandb lm_eval pandas".split())
+        sys.exit(f"loaded: {{heavy}}" if heavy else 0)
+    """
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True, cwd=tmp_path
