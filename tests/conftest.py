@@ -5,7 +5,9 @@ import torch
 
 
 def pytest_addoption(parser):
-    parser.addoption("--runs", default="runs", help="folder of the runs behind the learning bars; finished ones are used")
+    parser.addoption(
+        "--runs", default="runs", help="folder of the runs behind the learning bars; finished ones are used"
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")

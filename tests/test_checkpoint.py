@@ -106,3 +106,9 @@ def test_nothing_is_pickled(tmp_path):
     suffixes = {file.suffix for file in path.rglob("*") if file.is_file()}
     assert suffixes <= {".json", ".safetensors", ".jinja"}
     assert json.loads((path / "trainer/state.json").read_text())["progress"]["tokens"] == 77
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    path = save(trained("ppo")[0], tmp_path)
+    with pytest.raises(InputError, match="is of another model"):
+        checkpoint.restore(trained("grpo")[0], path)

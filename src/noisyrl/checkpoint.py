@@ -74,10 +74,17 @@ def restore(loop: Loop, path: Path) -> None:
     """Puts weights, optimizer and progress of checkpoint `path` into the loop. InputError: a file is damaged."""
     verify(path)
     agent = loop.collector.accelerator.unwrap_model(loop.collector.agent)
-    weights = {f"critic.{name}": tensor for name, tensor in _load(path / "trainer/critic.safetensors").items()}
+    weights: dict[str, Any] = {
+        f"critic.{name}": tensor for name, tensor in _load(path / "trainer/critic.safetensors").items()
+    }
     weights |= {f"policy.model.{name}": tensor for name, tensor in load_policy(path).items()}
-    # Tied weights are stored once; `strict` would miss the second name.
-    set_model_state_dict(agent, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    outcome = set_model_state_dict(agent, weights, options=options)
+    # Tied weights are stored under one of their names, so `strict` would be too strict.
+    stored = {parameter.data_ptr() for name, parameter in agent.named_parameters() if name in weights}
+    absent = [name for name in outcome.missing_keys if agent.get_parameter(name).data_ptr() not in stored]
+    if absent or outcome.unexpected_keys:
+        raise InputError(f"checkpoint {path} is of another model: {[*absent, *outcome.unexpected_keys][:3]}; {_REMEDY}")
     state = json.loads((path / "trainer/state.json").read_text())
     nested: dict[str, Any] = {"state": {}, "param_groups": state["param_groups"]}
     for name, tensor in _load(path / "trainer/optimizer.safetensors").items():
@@ -85,7 +92,6 @@ def restore(loop: Loop, path: Path) -> None:
         nested["state"].setdefault(parameter, {})[quantity] = tensor
     optimizer = getattr(loop.optimizer, "optimizer", loop.optimizer)
     # After critic warm-up the policy has no moments yet: `strict` would refuse that, and loading makes some up.
-    options = StateDictOptions(full_state_dict=True, strict=False)
     set_optimizer_state_dict(agent, optimizer, nested, options=options)
     for name, parameter in agent.named_parameters():
         if name not in nested["state"]:
@@ -147,7 +153,7 @@ def _write(aside: Path, lm: LanguageModel, policy: dict, critic: dict, optimizer
     save_file(moments, aside / "trainer/optimizer.safetensors")
 
 
-def _split(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _split(weights: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t.contiguous() for name, t in weights.items() if name.startswith(prefix)}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,6 +92,8 @@ class Experiment:
             raise InputError(f"trainer.minibatches={self.trainer.minibatches} exceeds the {rows} rows of a step")
         if self.trainer.prompts < world:
             raise InputError(f"trainer.prompts={self.trainer.prompts} leaves some of {world} processes without work")
+        if self.rollout.temperature == 0:
+            raise InputError("rollout.temperature=0 makes all samples of a prompt alike: set it above 0 for training")
         self.algo.check(self.rollout.samples)
         pool = len(self.data.prompts("train"))
         if pool < self.trainer.prompts:
@@ -100,8 +103,12 @@ class Experiment:
         self.model.check(self.data)
 
     def _open(self, folder: RunFolder, accelerator: Accelerator, choices: Mapping[str, str]) -> str:
-        state = [folder.open(describe_run(self, folder.config, choices)) if accelerator.is_main_process else None]
-        return broadcast_object_list(state)[0] if accelerator.num_processes > 1 else state[0]
+        state = [""]
+        if accelerator.is_main_process:
+            state = [folder.open(describe_run(self, folder.config, choices))]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(state)
+        return state[0]
 
     def _skip(self, folder: RunFolder, accelerator: Accelerator) -> dict[str, float]:
         scores = folder.manifest["scores"]
@@ -157,24 +164,32 @@ class _Session:
 
     def run(self, *, resume: bool) -> dict[str, float]:
         step = self._restore() if resume else None
-        tracker = self.experiment.logger.start(self.folder.path, self.folder.manifest) if self.main else None
         started = time.time()
-        try:
+        with self._mirrored():
             if step is None:
                 step = -self.experiment.algo.critic.warmup_steps
                 if self.experiment.eval.due(0):
-                    self._evaluate(0, "start", tracker)
-            self._train(step, tracker)
-            scores = self.folder.manifest["scores"] if self.main else {}
-        except BaseException:
-            if tracker:
-                tracker.finish("failed")
-            raise
-        if self.main:
-            tracker.finish("completed")
-            finish_run(self.folder, self.loop, seconds=time.time() - started)
-            print(summary(self.folder.manifest))
-        return {name: pair["end"] for name, pair in scores.items()}
+                    self._evaluate(0, "start")
+            self._train(step)
+        if not self.main:
+            return {}
+        finish_run(self.folder, self.loop, seconds=time.time() - started)
+        print(summary(self.folder.manifest))
+        return {name: pair["end"] for name, pair in self.folder.manifest["scores"].items()}
+
+    @contextmanager
+    def _mirrored(self) -> Iterator[None]:
+        """The tracker is told how the block ended."""
+        if not self.main:
+            yield
+            return
+        self.tracker = self.experiment.logger.start(self.folder.path, self.folder.manifest)
+        status = "failed"
+        try:
+            yield
+            status = "completed"
+        finally:
+            self.tracker.finish(status)
 
     def _restore(self) -> int | None:
         """The step of the newest checkpoint, loaded; None if there is none yet and the run starts afresh."""
@@ -191,11 +206,11 @@ class _Session:
             )
         return step
 
-    def _train(self, start: int, tracker: Any) -> None:
+    def _train(self, start: int) -> None:
         e = self.experiment
         bar = tqdm(total=e.trainer.steps, initial=max(start, 0), desc=e.name, unit="step", disable=not self.main)
         for step, metrics in self.loop.steps():
-            self._log(step, metrics, tracker)
+            self._log(step, metrics)
             if step > 0:
                 bar.update()
             bar.set_postfix(
@@ -203,7 +218,7 @@ class _Session:
             )
             last = step == e.trainer.steps
             if last or (step > 0 and e.eval.due(step)):
-                self._evaluate(step, "end" if last else None, tracker)
+                self._evaluate(step, "end" if last else None)
             if last or (step >= 0 and e.trainer.checkpoint_every and step % e.trainer.checkpoint_every == 0):
                 self._save(step)
         bar.close()
@@ -219,7 +234,7 @@ class _Session:
                 f"command again: it resumes from {newest[-1].name if newest else 'the beginning'}"
             ) from error
 
-    def _evaluate(self, step: int, label: str | None, tracker: Any) -> None:
+    def _evaluate(self, step: int, label: str | None) -> None:
         """Scores the policy on the main process; `label` names the scores in the manifest."""
         if self.main:
             manifest = self.folder.manifest
@@ -233,16 +248,16 @@ class _Session:
                 out_dir=self.folder.path / "eval",
             )
             scores = {f"eval/{name}": value for name, value in found.items()}
-            self._log(step, scores, tracker)
+            self._log(step, scores)
             if label:
                 known = manifest["scores"]
                 self.folder.update(scores={n: known.get(n, {}) | {label: value} for n, value in scores.items()})
         self.accelerator.wait_for_everyone()
 
-    def _log(self, step: int, metrics: Mapping[str, float], tracker: Any) -> None:
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.main and metrics:
             self.folder.log(step, metrics)
-            tracker.log(step, metrics)
+            self.tracker.log(step, metrics)
 
 
 def check_context(experiment: Experiment, lm: LanguageModel, prompts: list) -> None:

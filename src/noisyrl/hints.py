@@ -27,7 +27,7 @@ def refuse_unknown_keys(config_dir: Path, config_name: str, words: Sequence[str]
     if config is None:
         return  # the choice of a group is at fault, which Hydra explains well
     plain = OmegaConf.to_container(config, resolve=False)
-    known = sorted(name for key, value in plain.items() for name in _walk(key, value))
+    known = sorted(_keys(plain))
     for key in assigned:
         if key not in groups and key not in known and not key.startswith("hydra."):
             sys.exit(f"error: config key {key} does not exist; {_advice(key, known)}")
@@ -43,11 +43,12 @@ def _composed(config_dir: Path, config_name: str, choices: list[str]) -> DictCon
         GlobalHydra.instance().clear()
 
 
-def _walk(key: str, value: object) -> Iterable[str]:
-    yield key
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _walk(f"{key}.{name}", inner)
+def _keys(tree: object, prefix: str = "") -> Iterable[str]:
+    """Every dotted key of nested dictionaries, inner nodes included."""
+    if isinstance(tree, dict):
+        for name, inner in tree.items():
+            yield f"{prefix}{name}"
+            yield from _keys(inner, f"{prefix}{name}.")
 
 
 def _advice(key: str, known: Sequence[str]) -> str:

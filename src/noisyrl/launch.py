@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import transformers
 from hydra.core.hydra_config import HydraConfig
@@ -54,7 +54,7 @@ def _train(cfg: DictConfig) -> dict[str, float]:
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain values. InputError: an interpolation or a mandatory value is missing."""
     try:
-        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise InputError(f"config: {str(error).splitlines()[0]}: set {error.full_key or 'it'}=...") from error
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from noisyrl.critics.base import CriticSpec
 from noisyrl.spec import InputError
@@ -52,11 +54,11 @@ class Policy(nn.Module):
 
     keep_hidden = False  # whether scores carry hidden states; set by the Agent whose critic reads them
 
-    def __init__(self, model: nn.Module, *, temperature: float = 1.0) -> None:
-        """temperature: that of the sampler, so that both mean the same distribution (0, greedy, counts as 1)."""
+    def __init__(self, model: PreTrainedModel, *, temperature: float = 1.0) -> None:
+        """temperature: that of the sampler, so that both mean the same distribution."""
         super().__init__()
         self.model = model
-        self.temperature = temperature or 1.0
+        self.temperature = temperature
 
     @property
     def backbone(self) -> nn.Module:
@@ -66,15 +68,18 @@ class Policy(nn.Module):
     @property
     def hidden_size(self) -> int:
         """D."""
-        return self.model.get_output_embeddings().weight.shape[1]
+        return self.head.weight.shape[1]
+
+    @property
+    def head(self) -> nn.Linear:
+        """The output layer: hidden states to logits."""
+        return cast(nn.Linear, self.model.get_output_embeddings())
 
     def forward(self, rollout: Rollout) -> Scores:
         """Scores of the response tokens; 0 where mask_BT is False. hidden_BTD is [B, T, 0] unless kept."""
         where = layout(rollout)
         hidden_ND = hidden_states(self.backbone, where)
-        logp_N, entropy_N = _token_scores(
-            hidden_ND, where.target_N, self.model.get_output_embeddings(), self.temperature
-        )
+        logp_N, entropy_N = _token_scores(hidden_ND, where.target_N, self.head, self.temperature)
         shape = rollout.mask_BT.shape
         kept_ND = hidden_ND if self.keep_hidden else hidden_ND.new_zeros(len(hidden_ND), 0)
         return Scores(
@@ -88,9 +93,7 @@ class Policy(nn.Module):
         """InputError: the architecture changes its logits after the output layer, so chunked scores would be wrong."""
         tokens_BS = torch.arange(1, 5, device=next(self.parameters()).device)[None]
         expected = self.model(input_ids=tokens_BS, use_cache=False).logits
-        found = self.model.get_output_embeddings()(
-            self.backbone(input_ids=tokens_BS, use_cache=False).last_hidden_state
-        )
+        found = self.head(self.backbone(input_ids=tokens_BS, use_cache=False).last_hidden_state)
         if not torch.allclose(expected.float(), found.float(), atol=1e-2, rtol=1e-2):
             raise InputError(
                 f"model: {type(self.model).__name__} transforms its logits after the output layer (soft-capping or "
@@ -160,7 +163,7 @@ def scatter(x_N: Tensor, where: Layout, shape: torch.Size) -> Tensor:
     return out.index_put((where.row_N, where.time_N), x_N)
 
 
-def _token_scores(hidden_ND: Tensor, target_N: Tensor, head: nn.Module, temperature: float) -> tuple[Tensor, Tensor]:
+def _token_scores(hidden_ND: Tensor, target_N: Tensor, head: nn.Linear, temperature: float) -> tuple[Tensor, Tensor]:
     chunk = max(1, _CHUNK_ELEMENTS // head.weight.shape[0])
     if len(target_N) <= chunk:
         return _chunk_scores(hidden_ND, target_N, head, temperature)
@@ -175,7 +178,7 @@ def _token_scores(hidden_ND: Tensor, target_N: Tensor, head: nn.Module, temperat
     return torch.cat(logp), torch.cat(entropy)
 
 
-def _chunk_scores(hidden_ND: Tensor, target_N: Tensor, head: nn.Module, temperature: float) -> tuple[Tensor, Tensor]:
+def _chunk_scores(hidden_ND: Tensor, target_N: Tensor, head: nn.Linear, temperature: float) -> tuple[Tensor, Tensor]:
     logp_NV = torch.log_softmax(at_least_single(head(hidden_ND)) / temperature, dim=-1)
     logp_N = logp_NV.gather(1, target_N[:, None]).squeeze(1)
     return logp_N, -(logp_NV.exp() * logp_NV).sum(dim=-1)

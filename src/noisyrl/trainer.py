@@ -23,6 +23,7 @@ from noisyrl import rng
 from noisyrl.algos.base import Algorithm
 from noisyrl.experience import Collector, Experience, by_length
 from noisyrl.ops.masked import explained_variance, keep, masked_mean
+from noisyrl.policy import Agent
 from noisyrl.spec import Count, Natural, NonNegative, Positive, spec
 from noisyrl.tasks.base import batch as draw_prompts
 from noisyrl.types import Batch, Credit, Loss, rows
@@ -69,7 +70,7 @@ class Trainer:
         done = (step - self.lr_warmup_steps) / max(1, self.steps - self.lr_warmup_steps)
         return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[self.lr_decay]
 
-    def optimizer(self, algo: Algorithm, agent: torch.nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, algo: Algorithm, agent: Agent) -> torch.optim.Optimizer:
         """AdamW with one group for the policy and one for the critic."""
         critic_lr = algo.critic.lr
         groups = [

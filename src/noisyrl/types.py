@@ -141,7 +141,7 @@ def to_device(x: X, device: torch.device) -> X:
     return _each(x, lambda t: t.to(device), lambda s: s)
 
 
-def concat(parts: Sequence[X]) -> X:
+def concat(parts: Sequence[Any]) -> Any:
     """All rows of several things of one type, in order, padded to a common prompt and response length.
 
     Groups of different parts stay different: they are renumbered. Padding is 0 (False).
@@ -151,7 +151,7 @@ def concat(parts: Sequence[X]) -> X:
         return _pad_and_cat(parts, [0] * len(parts))
     if isinstance(first, Rollout):
         return _concat_rollouts(parts)
-    if is_dataclass(first):
+    if is_dataclass(first) and not isinstance(first, type):
         return replace(first, **{f.name: concat([getattr(part, f.name) for part in parts]) for f in fields(first)})
     if first is None:
         return None

@@ -53,6 +53,7 @@ class PPO(Algorithm):
         reward_BT = place_last(batch.reward_B, batch.mask_BT)
         if self.kl_coef == 0 or self.kl_in == "loss":
             return reward_BT
+        assert batch.reference is not None, "needs_reference holds when kl_coef is above 0"
         kl_BT = kl_estimate(batch.logp_BT, batch.reference.logp_BT, self.kl_estimator)
         return reward_BT - self.kl_coef * keep(kl_BT, batch.mask_BT)
 

@@ -15,7 +15,7 @@ class CriticSpec(ABC):
     """What `critic=` configures."""
 
     backbone: Literal["own", "shared"] = "own"
-    """own = a copy of the starting policy's transformer, trained with it; shared = a head on the policy's own states."""
+    """own = a copy of the starting policy's transformer, trained apart; shared = a head on the policy's states."""
     lr: Positive = 5e-4
     """Peak learning rate of the critic's parameters."""
     warmup_steps: Natural = 0
