@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from noisyrl.experience import by_length
+from noisyrl.provenance import realised_noise
 from noisyrl.spec import InputError
 from noisyrl.tasks.base import batch as draw
-from noisyrl.trainer import Trainer, describe
+from noisyrl.trainer import Progress, Trainer, describe
 from noisyrl.types import Prompt
 from tests.frame import ROOT, batch_for, built, gradients, loop_for, made_up_rollout
 
@@ -133,3 +134,18 @@ def test_log_probabilities_of_an_untrusted_sampler_are_computed_again():
     with torch.no_grad():
         expected = loop.collector.agent(rollout)[0].logp_BT
     torch.testing.assert_close(again, expected, atol=1e-12, rtol=0)
+
+
+def test_what_noise_did_is_counted():
+    progress = Progress()
+    loop = loop_for(built("algo", "algo=grpo"))
+    clean = torch.tensor([1.0] * 10 + [0.0] * 6, dtype=torch.float64)
+    noisy = clean.clone()
+    noisy[:3], noisy[10:13] = 0.0, 1.0
+    experience = loop.collector.annotate(made_up_rollout(), clean, 0)
+    progress.count(replace(experience, batch=replace(experience.batch, reward_B=noisy)))
+    found = realised_noise(progress)
+    assert found["realised_false_negative_rate"] == pytest.approx(0.3)
+    assert found["realised_false_positive_rate"] == pytest.approx(0.5)
+    assert found["realised_j"] == pytest.approx(0.2) and found["corrupted_frac"] == pytest.approx(6 / 16)
+    assert realised_noise(Progress())["realised_j"] is None

@@ -9,8 +9,9 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ import torch
 from accelerate import PartialState
 
 from noisyrl import checkpoint
+from noisyrl.models.base import LanguageModel
 from noisyrl.records import RunFolder, config_hash
-from noisyrl.trainer import Loop
+from noisyrl.trainer import Loop, Progress
+from noisyrl.types import Prompt
 
 if TYPE_CHECKING:
     from noisyrl.experiment import Experiment
@@ -82,9 +85,40 @@ def finish_run(folder: RunFolder, loop: Loop, *, seconds: float) -> None:
         checkpoint_rule="last",
         seconds=round(seconds, 3),
         peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        tokens=loop.progress.tokens,
-        skipped_updates=loop.progress.skipped_updates,
+        noise=folder.manifest["noise"] | realised_noise(loop.progress),
+        **asdict(loop.progress),
     )
+
+
+def realised_noise(progress: Progress) -> dict[str, float | None]:
+    """What noise did over the whole run: how often right and wrong responses were misjudged; null = no case."""
+    wrong = progress.rollouts - progress.right
+    negative = progress.right_lowered / progress.right if progress.right else None
+    positive = progress.wrong_raised / wrong if wrong else None
+    youden = None if negative is None or positive is None else 1 - positive - negative
+    changed = (progress.right_lowered + progress.wrong_raised) / progress.rollouts if progress.rollouts else None
+    return {
+        "realised_false_negative_rate": negative,
+        "realised_false_positive_rate": positive,
+        "realised_j": youden,
+        "corrupted_frac": changed,
+    }
+
+
+def describe_inputs(lm: LanguageModel, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """Where the model came from, and hashes of the tokenizer, the chat template and the training questions."""
+
+    def digest(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    tokenizer = lm.tokenizer
+    return {
+        "model": dict(lm.origin),
+        "tokenizer_sha256": digest(str(sorted(tokenizer.get_vocab().items()))),
+        "chat_template_sha256": digest(str(tokenizer.chat_template)),
+        "train_prompts": len(prompts),
+        "train_prompts_sha256": digest("\n".join(prompt.uid for prompt in prompts)),
+    }
 
 
 @contextmanager
@@ -122,7 +156,9 @@ def describe_git(where: Path) -> dict[str, Any]:
 def describe_environment() -> dict[str, Any]:
     """Versions and hardware."""
     cuda = torch.cuda.is_available()
+    installed = sorted(f"{found.name}=={found.version}" for found in importlib.metadata.distributions())
     return {
+        "lock_sha256": hashlib.sha256("\n".join(installed).encode()).hexdigest(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -86,8 +86,23 @@ class Progress:
     """Where a run stands; saved with each checkpoint."""
 
     position: int = 0  # steps done, critic warm-up included
+    updates: int = 0
     skipped_updates: int = 0
+    rollouts: int = 0
     tokens: int = 0
+    right: int = 0  # responses with clean reward above one half
+    right_lowered: int = 0  # of these, rewarded less than they deserved
+    wrong_raised: int = 0  # of the others, rewarded more than they deserved
+
+    def count(self, experience: Experience) -> None:
+        """Adds one step's rollouts."""
+        clean_B, observed_B = experience.clean_B, experience.batch.reward_B
+        right_B = clean_B > 0.5
+        self.rollouts += len(clean_B)
+        self.tokens += int(experience.batch.mask_BT.sum())
+        self.right += int(right_B.sum())
+        self.right_lowered += int((right_B & (observed_B < clean_B)).sum())
+        self.wrong_raised += int((~right_B & (observed_B > clean_B)).sum())
 
 
 @dataclass
@@ -121,7 +136,7 @@ class Loop:
             metrics |= self._learn(experience.batch, stream, step=step)
         clock.lap("time/update_s")
         self.progress.position += 1
-        self.progress.tokens += int(experience.batch.mask_BT.sum())
+        self.progress.count(experience)
         if not self._has_critic:
             metrics = {name: value for name, value in metrics.items() if not name.startswith("critic/")}
         metrics |= {"trainer/skipped_updates": self.progress.skipped_updates, "trainer/tokens": self.progress.tokens}
@@ -200,6 +215,7 @@ class Loop:
                 norms[f"{group['part']}/grad_norm"] = float(norm)
         if all(math.isfinite(norm) for norm in norms.values()):
             self.optimizer.step()
+            self.progress.updates += 1
         else:
             self.progress.skipped_updates += 1
         self.optimizer.zero_grad(set_to_none=True)

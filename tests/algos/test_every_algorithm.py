@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from noisyrl.experience import Experience
+from noisyrl.trainer import describe
 from noisyrl.types import rows
 from tests.frame import batch_for, built, composed, gradients, loop_for, made_up_rollout, options
 
@@ -23,6 +25,14 @@ def algo(request):
 
 def poisoned(x, mask, value):
     return torch.where(mask if x.dim() == mask.dim() else mask[..., None], x, torch.tensor(value, dtype=x.dtype))
+
+
+def terms(loop, batch, credit):
+    """Every number the update would log."""
+    sums = {}
+    loop._apply = lambda: {}
+    loop._update(batch, credit, torch.arange(len(batch.reward_B)), sums, critic_only=False)
+    return loop._reduced(sums, 1)
 
 
 @pytest.mark.parametrize("poison", [1e9, float("nan"), float("inf")])
@@ -44,6 +54,8 @@ def test_padding_is_inert(algo, poison):
     )
     expected, found = algo.credit(clean), algo.credit(dirty)
     assert torch.equal(expected.advantage_BT, found.advantage_BT)
+    assert describe(Experience(clean, clean.reward_B, 0)) == describe(Experience(dirty, clean.reward_B, 0))
+    assert terms(loop_for(algo), clean, expected) == terms(loop_for(algo), dirty, found)
     clean_gradients, dirty_gradients = gradients(loop_for(algo), clean), gradients(loop_for(algo), dirty)
     for name, gradient in clean_gradients.items():
         assert torch.equal(gradient, dirty_gradients[name]), name

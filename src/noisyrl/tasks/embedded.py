@@ -19,7 +19,7 @@ from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from numpy.random import Generator
 
@@ -73,8 +73,8 @@ class Embedded(DemonstratedTask):
         """A random item of the training shapes, or of the out-of-distribution shapes."""
 
     @abstractmethod
-    def demonstrate(self, item: Item, source: Generator) -> list[str]:
-        """The teacher's turns on an item: assistant, user, ..., assistant."""
+    def demonstrate(self, item: Any, source: Generator) -> list[str]:
+        """The teacher's turns on an item that `draw` made: assistant, user, ..., assistant."""
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -96,7 +96,7 @@ class Embedded(DemonstratedTask):
         """Whether a question belongs to the held-out side; a property of its text alone."""
         return rng.uniform("heldout", self.name, self.world, question) < self.heldout_frac
 
-    def bugs(self, decisions: Sequence[Hashable], share: float) -> Mapping[Hashable, float]:
+    def bugs(self, decisions: Sequence[Hashable], share: float) -> dict[Any, float]:
         """Error rate of each buggy decision: exactly `share` of `decisions`, chosen by hash."""
         ranked = sorted(decisions, key=lambda decision: rng.hash64("bug", self.name, self.world, decision))
         buggy = ranked[: round(share * len(ranked))]

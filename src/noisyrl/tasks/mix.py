@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
+from typing import Any
 
 from noisyrl import rng
 from noisyrl.spec import Positive, spec
@@ -71,9 +72,11 @@ def curriculum(task: Task) -> DemonstratedTask:
     the splits are reset, because the demonstrations do not depend on them.
     """
     if isinstance(task, Embedded):
-        task = Mix(**{task.name: task})
+        parts: dict[str, Any] = {task.name: task}
+        task = Mix(**parts)
     elif not isinstance(task, DemonstratedTask):
         task = Mix()
     if not isinstance(task, Mix):
         return task
-    return replace(task, **{part.name: replace(part, train_items=1, heldout_items=1) for part in task.parts})
+    short: dict[str, Any] = {part.name: replace(part, train_items=1, heldout_items=1) for part in task.parts}
+    return replace(task, **short)
