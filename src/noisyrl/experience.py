@@ -16,7 +16,6 @@ from torch import Tensor
 
 from noisyrl.models.base import LanguageModel
 from noisyrl.noise.base import Noise
-from noisyrl.policy import Policy
 from noisyrl.rollout.base import Sampler
 from noisyrl.tasks.base import Task
 from noisyrl.types import Batch, Prompt, Rollout, Scores, Value, concat, rows, to_device
@@ -52,7 +51,7 @@ class Collector:
     sampler: Sampler
     noise: Noise
     agent: torch.nn.Module  # Agent, wrapped for several processes
-    reference: Policy | None
+    reference: torch.nn.Module | None  # a Policy
     micro_rows: int
     seed: int
     trust_sampler: bool = True  # its log-probabilities are the trainer's: same weights, same precision

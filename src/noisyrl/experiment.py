@@ -142,6 +142,7 @@ class _Session:
         if e.algo.needs_reference:
             reference = Policy(e.model.load(e.data).model.to(device).eval(), temperature=e.rollout.temperature)
             reference.requires_grad_(False)
+            reference = self.accelerator.prepare_model(reference, evaluation_mode=True)
         agent = Agent(policy, Critic(e.algo.critic, policy, seed=e.seed)).to(device)
         if e.trainer.activation_checkpointing:
             self.lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
