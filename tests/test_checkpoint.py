@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from noisyrl import checkpoint
@@ -64,13 +65,12 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["step_000002", "step_000003"]
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_write_that_fails_leaves_what_was_there(error, tmp_path, monkeypatch):
     loop, _ = trained()
     save(loop, tmp_path, step=1)
     before = checkpoint.checksums(tmp_path / "step_000001")
-    monkeypatch.setattr(
-        checkpoint, "save_file", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr(checkpoint, "save_file", lambda *a: (_ for _ in ()).throw(error))
     with pytest.raises(OSError, match="No space"):
         save(loop, tmp_path, step=2)
     assert os.listdir(tmp_path) == ["step_000001"] and checkpoint.checksums(tmp_path / "step_000001") == before

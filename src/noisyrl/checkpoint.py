@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
@@ -61,9 +62,9 @@ def save(loop: Loop, lm: LanguageModel, folder: Path, *, step: int, keep_last: i
             _write_json(aside / "trainer/state.json", state)
             _write_json(aside / "trainer/checksums.json", checksums(aside))
             os.replace(aside, target)
-        except OSError:
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
             shutil.rmtree(aside, ignore_errors=True)
-            raise
+            raise OSError(f"{error}") from error
         for old in saved(folder)[:-keep_last]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -211,20 +212,18 @@ class _Session:
 
     def _train(self, start: int) -> None:
         e = self.experiment
-        bar = tqdm(total=e.trainer.steps, initial=max(start, 0), desc=e.name, unit="step", disable=not self.main)
-        for step, metrics in self.loop.steps():
-            self._log(step, metrics)
-            if step > 0:
-                bar.update()
-            bar.set_postfix(
-                clean=f"{metrics.get('reward/clean_mean', 0):.3f}", seen=f"{metrics.get('reward/observed_mean', 0):.3f}"
-            )
-            last = step == e.trainer.steps
-            if last or (step > 0 and e.eval.due(step)):
-                self._evaluate(step, "end" if last else None)
-            if last or (step >= 0 and e.trainer.checkpoint_every and step % e.trainer.checkpoint_every == 0):
-                self._save(step)
-        bar.close()
+        with tqdm(total=e.trainer.steps, initial=max(start, 0), desc=e.name, unit="step", disable=not self.main) as bar:
+            for step, metrics in self.loop.steps():
+                self._log(step, metrics)
+                bar.update(step > 0)
+                shown = {name: metrics.get(f"reward/{name}_mean", math.nan) for name in ("clean", "observed")}
+                bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+                last = step == e.trainer.steps
+                if last or (step > 0 and e.eval.due(step)):
+                    self._evaluate(step, "end" if last else None)
+                every = e.trainer.checkpoint_every
+                if last or (step >= 0 and every and step % every == 0):
+                    self._save(step)
 
     def _save(self, step: int) -> None:
         folder = self.folder.path / "checkpoints"
