@@ -73,7 +73,7 @@ def test_the_same_command_again_skips(place):
 def test_another_config_is_refused(place):
     before = contents(place / "first/x")
     done = command(place, "algo=ppo", "runs=first", "algo.lr=1e-5")
-    assert done.returncode == 1 and "algo.lr: 0.0002 -> 1e-05" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "algo.lr: 0.00025 -> 1e-05" in done.stderr and "Traceback" not in done.stderr
     assert before == contents(place / "first/x")
 
 

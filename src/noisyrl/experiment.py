@@ -239,22 +239,30 @@ class _Session:
     def _evaluate(self, step: int, label: str | None) -> None:
         """Scores the policy on the main process; `label` names the scores in the manifest."""
         if self.main:
-            manifest = self.folder.manifest
-            found = self.experiment.eval.run(
+            scores = {f"eval/{name}": value for name, value in self._scores(step).items()}
+            self._log(step, scores)
+            if label:
+                known = self.folder.manifest["scores"]
+                self.folder.update(scores={n: known.get(n, {}) | {label: value} for n, value in scores.items()})
+        self.accelerator.wait_for_everyone()
+
+    def _scores(self, step: int) -> Mapping[str, float]:
+        with tqdm(desc="scoring", unit="question", leave=False) as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            return self.experiment.eval.run(
                 self.lm,
                 self.experiment.data,
                 self.experiment.rollout,
-                run_info=identity(manifest),
+                run_info=identity(self.folder.manifest),
                 step=step,
                 checkpoint_hash=checkpoint.weights_hash(self.lm.model),
                 out_dir=self.folder.path / "eval",
+                progress=show,
             )
-            scores = {f"eval/{name}": value for name, value in found.items()}
-            self._log(step, scores)
-            if label:
-                known = manifest["scores"]
-                self.folder.update(scores={n: known.get(n, {}) | {label: value} for n, value in scores.items()})
-        self.accelerator.wait_for_everyone()
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.main and metrics:
