@@ -32,11 +32,22 @@ def test_a_new_folder_then_an_unfinished_one_then_a_finished_one(tmp_path):
 
 
 def test_another_config_is_refused_with_the_difference(tmp_path):
-    opened(tmp_path / "x")[0].close()
+    folder, _ = opened(tmp_path / "x")
+    folder.log(0, {"reward/clean_mean": 0.5})
+    folder.close()
     before = {file: file.read_bytes() for file in (tmp_path / "x").iterdir()}
     with pytest.raises(InputError, match=r"algo.lr: 1.0 -> 2.0"):
         opened(tmp_path / "x", CONFIG | {"algo": {"lr": 2.0}})
     assert before == {file: file.read_bytes() for file in (tmp_path / "x").iterdir()}
+
+
+def test_an_attempt_that_never_began_is_replaced(tmp_path):
+    folder, _ = opened(tmp_path / "x")
+    folder.update(status="infra_failed")
+    folder.close()
+    mended = CONFIG | {"algo": {"lr": 2.0}}
+    folder, state = opened(tmp_path / "x", mended)
+    assert state == "new" and folder.manifest["config"] == mended and folder.manifest["status"] == "running"
 
 
 def test_another_logger_is_the_same_run(tmp_path):

@@ -54,7 +54,7 @@ class RunFolder:
                 f"run folder {self.path} cannot be made ({error}); set runs= to a writable folder"
             ) from error
         if (self.path / "manifest.json").is_file():
-            return self._reopen()
+            return self._reopen(manifest)
         if self.path.exists() and any(self.path.iterdir()):
             raise InputError(
                 f"{self.path} holds files but no manifest.json, so it is no run folder; set name= or runs="
@@ -105,9 +105,13 @@ class RunFolder:
                 f"run folder {self.path} cannot be written ({error}); set runs= to a writable folder"
             ) from error
 
-    def _reopen(self) -> str:
+    def _reopen(self, fresh: Mapping[str, Any]) -> str:
         manifest = self.manifest
         before, now = comparable(manifest["config"]), comparable(self.config)
+        began = (self.path / "metrics.jsonl").exists() or (self.path / "checkpoints").exists()
+        if before != now and not began:  # an attempt refused before its first step must not block its mended successor
+            self._create(fresh)
+            return "new"
         if before != now:
             raise InputError(
                 f"run folder {self.path} belongs to another config:\n{difference(before, now)}\n"
