@@ -84,7 +84,7 @@ class Bookings(Embedded):
 
     buggy_frac: Fraction = 0.6
     """Share of the pairs (intent, slot) for which the teacher guesses; and for which it overhears a correction."""
-    bug_spread: Fraction = 0.4
+    bug_spread: Fraction = 0.35
     """As in the other tasks, but larger: asking or guessing is one habit, and with .2 shuffled rewards moved it, and
     with it the accuracy, by up to .13 either way in 60 steps."""
     correction_rate: Fraction = 0.3
