@@ -82,8 +82,11 @@ def test_a_torn_folder_is_no_checkpoint(tmp_path):
     (tmp_path / ".writing-step_000002").mkdir()
     (tmp_path / "step_000003").mkdir()
     assert checkpoint.saved(tmp_path) == [path]
-    save(loop, tmp_path, step=2)
+    save(loop, tmp_path, step=2, keep_last=2)
     assert (tmp_path / "step_000002/model.safetensors").is_file()
+    (tmp_path / ".writing-step_000004").mkdir()
+    checkpoint.prune(tmp_path, 1)
+    assert sorted(os.listdir(tmp_path)) == ["step_000002", "step_000003"]  # the second is nothing of ours
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer/optimizer.safetensors", "trainer/state.json"])

@@ -65,8 +65,7 @@ def save(loop: Loop, lm: LanguageModel, folder: Path, *, step: int, keep_last: i
         except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
             shutil.rmtree(aside, ignore_errors=True)
             raise OSError(f"{error}") from error
-        for old in saved(folder)[:-keep_last]:
-            shutil.rmtree(old)
+        prune(folder, keep_last)
     accelerator.wait_for_everyone()
     return target
 
@@ -98,6 +97,12 @@ def restore(loop: Loop, path: Path) -> None:
         if name not in nested["state"]:
             optimizer.state.pop(parameter, None)
     loop.progress = Progress(**state["progress"])
+
+
+def prune(folder: Path, keep_last: int) -> None:
+    """Deletes all but the newest `keep_last` checkpoints, and what a killed process left half-written."""
+    for old in [*saved(folder)[:-keep_last], *folder.glob(".writing-*")]:
+        shutil.rmtree(old)
 
 
 def saved(folder: Path) -> list[Path]:

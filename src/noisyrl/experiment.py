@@ -203,6 +203,8 @@ class _Session:
             checkpoint.restore(self.loop, found[-1])
             step = int(found[-1].name.removeprefix("step_"))
         if self.main:
+            # A kill may have come between a new checkpoint and the removal of the old one.
+            checkpoint.prune(self.folder.path / "checkpoints", self.experiment.trainer.keep_last)
             self.folder.rewind(step if step is not None else -sys.maxsize)
             self.folder.update(status="running", resumed=self.folder.manifest.get("resumed", 0) + 1)
             print(
