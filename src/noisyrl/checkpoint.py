@@ -101,8 +101,10 @@ def restore(loop: Loop, path: Path) -> None:
 
 def prune(folder: Path, keep_last: int) -> None:
     """Deletes all but the newest `keep_last` checkpoints, and what a killed process left half-written."""
-    for old in [*saved(folder)[:-keep_last], *folder.glob(".writing-*")]:
-        shutil.rmtree(old)
+    for old in saved(folder)[:-keep_last]:
+        old.rename(folder / f".deleting-{old.name}")  # in one move: a kill leaves no half-deleted checkpoint
+    for leftover in [*folder.glob(".deleting-*"), *folder.glob(".writing-*")]:
+        shutil.rmtree(leftover)
 
 
 def saved(folder: Path) -> list[Path]:
