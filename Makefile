@@ -54,10 +54,10 @@ smoke: setup ## the smoke sweep and its table, some minutes
 test: setup ## the default tests, under 8 minutes on two cores, no network
 	$(BIN)/python -m pytest -n auto
 
-test-slow: setup ## also the crash, learning and command-line comparison tests, about an hour
+test-slow: setup ## the crash, learning and command-line comparison tests; learning alone takes about 25 minutes
 	$(BIN)/python -m pytest -m slow
 
-bars: setup ## the runs behind the learning bars and their verdicts, about half an hour on two cores
+bars: setup ## the runs behind the learning bars and their verdicts, about 25 minutes on two cores
 	$(BIN)/python -m pytest -m slow -s tests/test_learning.py --runs $(RUNS)
 
 lint: setup ## ruff: style, imports, complexity
