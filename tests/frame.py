@@ -85,12 +85,15 @@ def made_up_rollout(
 def loop_for(algo, *, micro_rows: int = 8, minibatches: int = 1, dtype: torch.dtype = torch.float64) -> Loop:
     """A training loop around a random model; nothing of it is random beyond the model's fixed seed."""
     policy = Policy(random_model(dtype=dtype))
-    agent = Agent(policy, Critic(algo.critic, policy, seed=0)).to(dtype)
+    critic = Critic(algo.critic, policy, seed=0)
+    agent = Agent(policy, critic).to(dtype)
     trainer = Trainer(micro_rows=micro_rows, minibatches=minibatches)
     accelerator = Accelerator(cpu=True)
     optimizer = trainer.optimizer(algo, agent)
     agent, optimizer = accelerator.prepare(agent, optimizer)
     reference = Policy(random_model(seed=1, dtype=dtype)) if algo.needs_reference else None
+    if reference is not None:
+        reference.keep_hidden = critic.head.reads_reference
     collector = Collector(
         accelerator=accelerator, lm=None, task=None, sampler=None, noise=built("noise", "noise=none"), agent=agent,
         reference=reference, micro_rows=micro_rows, seed=0,

@@ -75,6 +75,7 @@ class Collector:
             logp_BT=kept.logp_BT,
             reference=kept.reference,
             value=kept.value,
+            reward_range=self.noise.reward_range,
         )
         return Experience(batch=batch, clean_B=kept.clean_B, unscored=len(found.clean_B) - len(scored))
 

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from tqdm import tqdm
 
-from noisyrl import checkpoint
+from noisyrl import checkpoint, probes
 from noisyrl.algos.base import Algorithm
 from noisyrl.evaluation.harness import Evaluation
 from noisyrl.experience import Collector
@@ -139,12 +139,14 @@ class _Session:
         self.lm.model.to(device).eval()  # dropout off: the sampler and the trainer must mean the same distribution
         policy = Policy(self.lm.model, temperature=e.rollout.temperature)
         policy.check()
+        critic = Critic(e.algo.critic, policy, seed=e.seed)
         reference = None
         if e.algo.needs_reference:
             reference = Policy(e.model.load(e.data).model.to(device).eval(), temperature=e.rollout.temperature)
             reference.requires_grad_(False)
+            reference.keep_hidden = critic.head.reads_reference
             reference = self.accelerator.prepare_model(reference, evaluation_mode=True)
-        agent = Agent(policy, Critic(e.algo.critic, policy, seed=e.seed)).to(device)
+        agent = Agent(policy, critic).to(device)
         if e.trainer.activation_checkpointing:
             self.lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.lm.model.train()
@@ -230,6 +232,7 @@ class _Session:
     def _save(self, step: int) -> None:
         folder = self.folder.path / "checkpoints"
         try:
+            self._probe(step)
             checkpoint.save(self.loop, self.lm, folder, step=step, keep_last=self.experiment.trainer.keep_last)
         except OSError as error:
             newest = checkpoint.saved(folder)
@@ -237,6 +240,14 @@ class _Session:
                 f"checkpoint of step {step} cannot be written to {folder} ({error}); make room and run the same "
                 f"command again: it resumes from {newest[-1].name if newest else 'the beginning'}"
             ) from error
+
+    def _probe(self, step: int) -> None:
+        """Saves what the critic says of the probe prompts, where there is a critic."""
+        if not self.loop.has_critic:
+            return
+        arrays = probes.snapshot(self.loop.collector.agent, self.lm, probes.choose(self.experiment.data))
+        if self.main:
+            probes.write(self.folder.path / f"probes/step_{step:06d}.npz", arrays)
 
     def _evaluate(self, step: int, label: str | None) -> None:
         """Scores the policy on the main process; `label` names the scores in the manifest."""

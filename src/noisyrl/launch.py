@@ -106,7 +106,7 @@ def _full_key(message: str) -> str:
 
 def default_name(config: Mapping[str, Any], hydra: Any) -> str:
     """The group choices and the seed, with a short hash of further overrides if there are any."""
-    choices = [str(hydra.runtime.choices[group]) for group in _NAMING]
+    choices = [str(hydra.runtime.choices[group]).replace("/", "_") for group in _NAMING]
     # What neither changes a result nor stands in the name already.
     named = {*_NAMING, "seed", "name", "runs", "logger", "launcher", "sweeps"}
     further = sorted(word for word in hydra.overrides.task if word.lstrip("+~").split("=")[0] not in named)

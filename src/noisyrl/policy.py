@@ -8,20 +8,20 @@ and padding cannot be read; vocabulary logits exist only for policy tokens, and 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from noisyrl.critics.base import CriticSpec
+from noisyrl import rng
+from noisyrl.critics.base import CriticSpec, Sight
+from noisyrl.ops.vocabulary import CHUNK_ELEMENTS as _CHUNK_ELEMENTS
+from noisyrl.ops.vocabulary import at_least_single, token_scores
 from noisyrl.spec import InputError
 from noisyrl.types import Rollout, Scores, Value
-
-# Elements of one logits chunk: 64 MiB in float32, whatever the vocabulary.
-_CHUNK_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Policy(nn.Module):
     """A Hugging Face causal LM whose forward pass scores a rollout."""
 
     keep_hidden = False  # whether scores carry hidden states; set by the Agent whose critic reads them
+    candidates = 0  # K, tokens drawn at each position beside the one that was said; set likewise
 
     def __init__(self, model: PreTrainedModel, *, temperature: float = 1.0) -> None:
         """temperature: that of the sampler, so that both mean the same distribution."""
@@ -79,14 +80,44 @@ class Policy(nn.Module):
         """Scores of the response tokens; 0 where mask_BT is False. hidden_BTD is [B, T, 0] unless kept."""
         where = layout(rollout)
         hidden_ND = hidden_states(self.backbone, where)
-        logp_N, entropy_N = _token_scores(hidden_ND, where.target_N, self.head, self.temperature)
+        logp_N, entropy_N = token_scores(
+            hidden_ND, where.target_N, self.head, temperature=self.temperature, elements=_CHUNK_ELEMENTS
+        )
         shape = rollout.mask_BT.shape
         kept_ND = hidden_ND if self.keep_hidden else hidden_ND.new_zeros(len(hidden_ND), 0)
-        return Scores(
+        scores = Scores(
             logp_BT=scatter(logp_N, where, shape),
             entropy_BT=scatter(entropy_N, where, shape),
             hidden_BTD=scatter(at_least_single(kept_ND), where, shape),
         )
+        if not self.candidates:
+            return scores
+        tokens_NK, logp_NK = self._draw_candidates(hidden_ND, where, rollout.keys)
+        return replace(
+            scores,
+            candidates_BTK=scatter(tokens_NK, where, shape),
+            candidate_logp_BTK=scatter(logp_NK, where, shape),
+        )
+
+    @torch.no_grad()
+    def _draw_candidates(self, hidden_ND: Tensor, where: Layout, keys: list[int]) -> tuple[Tensor, Tensor]:
+        """[N, K] tokens drawn from the policy, by keys of row, position and number, and their log-probabilities."""
+        counter_N = where.time_N.cpu().numpy() * self.candidates
+        keys_N = np.array([rng.hash64("candidate", key) for key in keys], np.uint64)[where.row_N.cpu().numpy()]
+        uniform_NK = np.stack([rng.counter_uniforms(keys_N, counter_N + k) for k in range(self.candidates)], axis=1)
+        chunk = max(1, _CHUNK_ELEMENTS // self.head.weight.shape[0])
+        tokens, logp = [], []
+        for start in range(0, max(len(hidden_ND), 1), chunk):
+            part = slice(start, start + chunk)
+            logp_NV = torch.log_softmax(at_least_single(self.head(hidden_ND[part])) / self.temperature, dim=-1)
+            mass_NV = logp_NV.exp().cumsum(dim=-1, dtype=torch.float64)
+            total_N1 = mass_NV[:, -1:]
+            # Rounding may lift a draw onto the total, past the last token that has any mass.
+            below_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))
+            wanted_NK = torch.minimum(torch.from_numpy(uniform_NK[part]).to(mass_NV) * total_N1, below_N1)
+            tokens.append(torch.searchsorted(mass_NV, wanted_NK, right=True))
+            logp.append(logp_NV.gather(1, tokens[-1]))
+        return torch.cat(tokens), torch.cat(logp)
 
     @torch.no_grad()
     def check(self) -> None:
@@ -106,20 +137,29 @@ class Critic(nn.Module):
 
     def __init__(self, spec: CriticSpec, policy: Policy, *, seed: int) -> None:
         super().__init__()
-        self.head = spec.make(policy.hidden_size, seed=seed)
+        self.head = spec.make(policy.hidden_size, seed=seed, lm=policy.model)
         self.backbone = copy.deepcopy(policy.backbone) if spec.backbone == "own" else None
 
     @property
-    def reads_policy(self) -> bool:
-        """Whether it needs the policy's hidden states."""
+    def reads_hidden(self) -> bool:
+        """Whether it stands on the policy's hidden states."""
         return self.backbone is None and any(True for _ in self.head.parameters())
 
-    def forward(self, rollout: Rollout, hidden_BTD: Tensor) -> Value:
-        """Values before each response token. hidden_BTD: the policy's states, read where the trunk is shared."""
+    @property
+    def reads_policy(self) -> bool:
+        """Whether it needs a forward pass of the policy."""
+        return self.reads_hidden or self.head.candidates > 0
+
+    def forward(self, rollout: Rollout, scores: Scores | None, reference: Scores | None) -> Value:
+        """Values before each response token. scores: the policy's, read where `reads_policy`."""
         if self.backbone is not None:
             where = layout(rollout)
             hidden_BTD = scatter(at_least_single(hidden_states(self.backbone, where)), where, rollout.mask_BT.shape)
-        return self.head(hidden_BTD)
+        elif scores is not None:
+            hidden_BTD = scores.hidden_BTD
+        else:  # a head without weights
+            hidden_BTD = rollout.logp_BT.new_zeros(*rollout.mask_BT.shape, 0)
+        return self.head(hidden_BTD, Sight(rollout, scores, reference))
 
 
 class Agent(nn.Module):
@@ -129,21 +169,28 @@ class Agent(nn.Module):
         super().__init__()
         self.policy = policy
         self.critic = critic
-        policy.keep_hidden = critic.reads_policy
+        policy.keep_hidden = critic.reads_hidden
+        policy.candidates = critic.head.candidates
 
     def forward(
-        self, rollout: Rollout, *, values_only: bool = False, freeze_policy: bool = False
+        self,
+        rollout: Rollout,
+        reference: Scores | None = None,
+        *,
+        values_only: bool = False,
+        freeze_policy: bool = False,
     ) -> tuple[Scores | None, Value]:
         """Scores and values of a rollout.
 
-        values_only    no scores where the critic does not need the policy's states
+        reference      scores of the starting policy, for critics that read them
+        values_only    no scores where the critic does not need the policy
         freeze_policy  no gradient reaches the policy, a shared trunk included
         """
         if values_only and not self.critic.reads_policy:
-            return None, self.critic(rollout, rollout.logp_BT.new_zeros(*rollout.mask_BT.shape, 0))
+            return None, self.critic(rollout, None, None)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_policy):
             scores = self.policy(rollout)
-        return scores, self.critic(rollout, scores.hidden_BTD)
+        return scores, self.critic(rollout, scores, reference)
 
 
 def hidden_states(backbone: nn.Module, where: Layout) -> Tensor:
@@ -152,33 +199,7 @@ def hidden_states(backbone: nn.Module, where: Layout) -> Tensor:
     return hidden_BSD[where.row_N, where.source_N]
 
 
-def at_least_single(x: Tensor) -> Tensor:
-    """bf16 and fp16 as float32; float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def scatter(x_N: Tensor, where: Layout, shape: torch.Size) -> Tensor:
     """[N, ...] back to [B, T, ...], 0 elsewhere."""
     out = x_N.new_zeros(*shape, *x_N.shape[1:])
     return out.index_put((where.row_N, where.time_N), x_N)
-
-
-def _token_scores(hidden_ND: Tensor, target_N: Tensor, head: nn.Linear, temperature: float) -> tuple[Tensor, Tensor]:
-    chunk = max(1, _CHUNK_ELEMENTS // head.weight.shape[0])
-    if len(target_N) <= chunk:
-        return _chunk_scores(hidden_ND, target_N, head, temperature)
-    parts = [
-        # Recomputed in the backward pass: the logits of one chunk live at a time, forward and backward.
-        checkpoint(
-            _chunk_scores, hidden_ND[i : i + chunk], target_N[i : i + chunk], head, temperature, use_reentrant=False
-        )
-        for i in range(0, len(target_N), chunk)
-    ]
-    logp, entropy = zip(*parts, strict=True)
-    return torch.cat(logp), torch.cat(entropy)
-
-
-def _chunk_scores(hidden_ND: Tensor, target_N: Tensor, head: nn.Linear, temperature: float) -> tuple[Tensor, Tensor]:
-    logp_NV = torch.log_softmax(at_least_single(head(hidden_ND)) / temperature, dim=-1)
-    logp_N = logp_NV.gather(1, target_N[:, None]).squeeze(1)
-    return logp_N, -(logp_NV.exp() * logp_NV).sum(dim=-1)

@@ -86,7 +86,7 @@ def finish_run(folder: RunFolder, loop: Loop, *, seconds: float) -> None:
         seconds=round(seconds, 3),
         peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         noise=folder.manifest["noise"] | realised_noise(loop.progress),
-        **asdict(loop.progress),
+        **{key: value for key, value in asdict(loop.progress).items() if key != "memory"},
     )
 
 

@@ -5,6 +5,7 @@ runs/NAME/config.yaml       the resolved config
 runs/NAME/metrics.jsonl     one object per step; the same bytes for the same run, killed and resumed or not
 runs/NAME/timings.jsonl     wall-clock seconds of the same steps, which differ from run to run
 runs/NAME/checkpoints/      checkpoint.py
+runs/NAME/probes/           probes.py
 runs/NAME/eval/             evaluation/
 """
 

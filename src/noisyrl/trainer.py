@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -22,11 +22,15 @@ from torch import Tensor
 from noisyrl import rng
 from noisyrl.algos.base import Algorithm
 from noisyrl.experience import Collector, Experience, by_length
-from noisyrl.ops.masked import explained_variance, keep, masked_mean
+from noisyrl.ops.masked import correlation, explained_variance, keep, masked_mean
 from noisyrl.policy import Agent
 from noisyrl.spec import Count, Natural, NonNegative, Positive, spec
 from noisyrl.tasks.base import batch as draw_prompts
 from noisyrl.types import Batch, Credit, Loss, rows
+
+
+# Share of the reward range within which a quantile counts as equal to an outcome: the calibrated critic's kappa.
+_TOLERANCE = 0.05
 
 
 @spec
@@ -93,6 +97,7 @@ class Progress:
     right: int = 0  # responses with clean reward above one half
     right_lowered: int = 0  # of these, rewarded less than they deserved
     wrong_raised: int = 0  # of the others, rewarded more than they deserved
+    memory: dict[str, float] = field(default_factory=dict)  # what the algorithm carries from step to step
 
     def count(self, experience: Experience) -> None:
         """Adds one step's rollouts."""
@@ -133,21 +138,25 @@ class Loop:
         clock.lap("time/annotate_s")
         metrics = describe(experience)
         if len(experience.clean_B):
-            metrics |= self._learn(experience.batch, stream, step=step)
+            metrics |= self.learn(experience.batch, stream, step=step)
         clock.lap("time/update_s")
         self.progress.position += 1
         self.progress.count(experience)
-        if not self._has_critic:
+        if not self.has_critic:
             metrics = {name: value for name, value in metrics.items() if not name.startswith("critic/")}
         metrics |= {"trainer/skipped_updates": self.progress.skipped_updates, "trainer/tokens": self.progress.tokens}
         return metrics | clock.laps | {"time/step_s": clock.total}
 
     @property
-    def _has_critic(self) -> bool:
+    def has_critic(self) -> bool:
+        """Whether there are critic parameters to train."""
         return any(group["part"] == "critic" for group in self.optimizer.param_groups)
 
-    def _learn(self, batch: Batch, stream: int, *, step: int) -> dict[str, float]:
+    def learn(self, batch: Batch, stream: int, *, step: int) -> dict[str, float]:
+        """Trains on one batch, the critic alone if step < 0, and returns metrics. stream keys the minibatches."""
+        batch = replace(batch, memory=self.progress.memory)
         credit = self.algo.credit(batch)
+        self.progress.memory = dict(credit.memory)
         factor = self.trainer.lr_factor(step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * (factor if group["part"] == "policy" else 1.0)
@@ -172,7 +181,9 @@ class Loop:
         for micro, micro_weights_BT, sync in self._micro_batches(batch, index, weights_BT):
             part, owed = rows(batch, micro), rows(credit, micro)
             with sync:
-                scores, value = self.collector.agent(part.rollout, freeze_policy=critic_only)
+                scores, value = self.collector.agent(
+                    part.rollout, part.reference, values_only=critic_only, freeze_policy=critic_only
+                )
                 loss = self.algo.critic_loss(value, part, owed)
                 terms = {f"critic/{name}": term for name, term in loss.terms.items()}
                 if not critic_only:
@@ -184,8 +195,9 @@ class Loop:
                     self.collector.accelerator.backward(total)
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + (micro_weights_BT * keep(term, part.mask_BT)).sum().detach()
-            gap = keep(scores.logp_BT.detach() - part.rollout.logp_BT, part.mask_BT).abs().max()
-            sums.setdefault("policy/logp_gap_max", gap if not critic_only else torch.zeros_like(gap))
+            if not critic_only:
+                gap = keep(scores.logp_BT.detach() - part.rollout.logp_BT, part.mask_BT).abs().max()
+                sums.setdefault("policy/logp_gap_max", gap)
         return self._apply()
 
     def _micro_batches(self, batch: Batch, index: Tensor, weights_BT: Tensor):
@@ -266,10 +278,20 @@ def describe(experience: Experience) -> dict[str, float]:
         "rollout/finished_frac": float(batch.rollout.finished_B.float().mean()),
         "critic/value_mean": float(masked_mean(value_BT, mask_BT)),
     }
-    outcomes = {"critic/explained_variance": batch.reward_B, "critic/explained_variance_clean": clean_B}
-    return metrics | {
-        name: explained_variance(outcome_B[:, None].expand_as(value_BT), value_BT, mask_BT)
-        for name, outcome_B in outcomes.items()
+    return metrics | describe_critic(batch, clean_B)
+
+
+def describe_critic(batch: Batch, clean_B: Tensor) -> dict[str, float]:
+    """How well the critic foretold these rollouts, before it was trained on any of them."""
+    mask_BT, value_BT, reward_B = batch.mask_BT, batch.value.mean_BT, batch.reward_B
+    value_N = value_BT[mask_BT].double()
+    observed_N, clean_N = (x_B[:, None].expand_as(mask_BT)[mask_BT].double() for x_B in (reward_B, clean_B))
+    return {
+        "critic/explained_variance": explained_variance(reward_B[:, None].expand_as(value_BT), value_BT, mask_BT),
+        "critic/explained_variance_clean": explained_variance(clean_B[:, None].expand_as(value_BT), value_BT, mask_BT),
+        "critic/correlation_clean": correlation(value_N, clean_N),
+        "critic/bias": float((value_N - observed_N).mean()),
+        **batch.value.diagnostics(reward_B, mask_BT, _TOLERANCE * batch.reward_range.width),
     }
 
 

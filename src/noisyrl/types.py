@@ -8,11 +8,17 @@ One mask polarity: True = counts. In a multi-turn rollout T also holds the user'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+
+from noisyrl import rng
+from noisyrl.ops.masked import keep, masked_mean
+from noisyrl.ops.quantiles import coverage_error, crossing_rate, midpoints, pit_histogram
+from noisyrl.ops.risk import tail_weights
+from noisyrl.ops.worst_case import from_token_before
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 X = TypeVar("X")
@@ -56,6 +62,7 @@ class Rollout:
     group_B: Tensor  # int64, rows of one prompt share a number
     sample_B: Tensor  # int64, index of the row among the samples of its prompt
     finished_B: Tensor  # bool, False if cut by a length limit
+    key_B: Tensor | None = None  # int64, names all draws about a row: hash of (seed, step, prompt, sample)
 
     def __post_init__(self) -> None:
         rows, length = self.tokens_BL.shape
@@ -69,6 +76,14 @@ class Rollout:
         """[B] the whole response of each row, its turns on separate lines."""
         return ["\n".join(turns) for turns in self.turns]
 
+    @property
+    def keys(self) -> list[int]:
+        """[B] `key_B` as unsigned integers; without it, of prompt and sample alone."""
+        if self.key_B is not None:
+            return [key % 2**64 for key in self.key_B.tolist()]
+        pairs = zip(self.prompts, self.sample_B.tolist(), strict=True)
+        return [rng.hash64("row", prompt.uid, sample) for prompt, sample in pairs]
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -76,10 +91,24 @@ class Scores:
 
     logp_BT: Tensor
     entropy_BT: Tensor  # nats
-    hidden_BTD: Tensor  # last hidden state at the position *before* token t
+    hidden_BTD: Tensor  # last hidden state at the position *before* token t; [B, T, 0] unless asked for
+    candidates_BTK: Tensor | None = None  # int64, tokens the policy might have said instead; only if asked for
+    candidate_logp_BTK: Tensor | None = None
 
     def __post_init__(self) -> None:
         assert self.logp_BT.shape == self.entropy_BT.shape == self.hidden_BTD.shape[:2]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The declared bounds of what is usually observed: the unit of scales that are relative to rewards."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def width(self) -> float:
+        return self.high - self.low
 
 
 @dataclass(frozen=True)
@@ -87,6 +116,96 @@ class Value:
     """A critic's estimate before each response token."""
 
     mean_BT: Tensor
+
+    def diagnostics(self, outcome_B: Tensor, mask_BT: Tensor, tolerance: float) -> dict[str, float]:
+        """What else can be said of the estimate, given rollouts it was not trained on, by metric name.
+
+        outcome_B  [B] float   the observed outcome
+        tolerance  estimates this close to an outcome count as equal to it
+        """
+        return {}
+
+
+@dataclass(frozen=True)
+class EnsembleValue(Value):
+    """Several estimates; `mean_BT` is their mean."""
+
+    heads_BTH: Tensor
+
+    def diagnostics(self, outcome_B: Tensor, mask_BT: Tensor, tolerance: float) -> dict[str, float]:
+        return {"critic/head_disagreement": _disagreement(self.heads_BTH, mask_BT)}
+
+
+@dataclass(frozen=True)
+class QuantileValue(Value):
+    """Distributions of the return; `mean_BT` is the mean over quantiles of `ensemble_BTM`, the heads' reduction."""
+
+    ensemble_BTM: Tensor
+    quantiles_BTHM: Tensor
+
+    def diagnostics(self, outcome_B: Tensor, mask_BT: Tensor, tolerance: float) -> dict[str, float]:
+        quantiles_NM = self.ensemble_BTM[mask_BT]
+        outcome_N = outcome_B[:, None].expand_as(mask_BT)[mask_BT]
+        count = quantiles_NM.shape[-1]
+        tau_M, sorted_NM = midpoints(count).to(quantiles_NM), quantiles_NM.sort(dim=-1).values
+        histogram = pit_histogram(sorted_NM, outcome_N, tolerance=tolerance)
+        weights_M = tail_weights(count, _TAIL).to(quantiles_NM)
+        middle_N = sorted_NM.median(dim=-1).values
+        return {
+            "critic/crossing_frac": float(crossing_rate(self.quantiles_BTHM)[mask_BT].mean()),
+            "critic/coverage_error": float(coverage_error(sorted_NM, outcome_N, tau_M, tolerance=tolerance)),
+            "critic/pit_error": float((histogram - 1 / len(histogram)).abs().sum() / 2),
+            "critic/lower_spread": float((middle_N - sorted_NM @ weights_M).mean()),
+            "critic/upper_spread": float((sorted_NM @ weights_M.flip(0) - middle_N).mean()),
+            "critic/head_disagreement": _disagreement(self.quantiles_BTHM.mean(dim=-1), mask_BT),
+        }
+
+
+@dataclass(frozen=True)
+class BottleneckValue(Value):
+    """An estimate through a noisy latent; `mean_BT` is that of the latent's mean, without noise."""
+
+    sampled_BT: Tensor  # the estimate with noise, which is what is trained
+    kl_BT: Tensor  # nats, latent to standard normal
+    entropy_BT: Tensor  # nats, of the frozen LM head's distribution at the critic's states
+    nll_BT: Tensor  # nats, of the token that was said, under the same distribution
+    align_BT: Tensor  # nats, KL of the reference's distribution to it; 0 where no reference is at hand
+
+
+@dataclass(frozen=True)
+class ActionValue(Value):
+    """Values of single tokens; `mean_BT` is the policy's expectation of them, the mean over candidates it drew."""
+
+    taken_BT: Tensor  # value of the token that was said
+    candidates_BTK: Tensor  # values of the candidates
+    candidate_logp_BTK: Tensor  # nats, log-probabilities under which they were drawn
+
+    def diagnostics(self, outcome_B: Tensor, mask_BT: Tensor, tolerance: float) -> dict[str, float]:
+        return {"critic/action_sd": float(masked_mean(self.candidates_BTK.std(dim=-1, correction=0), mask_BT))}
+
+
+@dataclass(frozen=True)
+class FloorValue(Value):
+    """A scalar estimate with the threshold of the dual of its worst case (`critic=rfqi`)."""
+
+    threshold_BT: Tensor  # of the state after the token, before the token is known
+
+    def diagnostics(self, outcome_B: Tensor, mask_BT: Tensor, tolerance: float) -> dict[str, float]:
+        threshold_BT, there_BT = from_token_before(self.threshold_BT, mask_BT)
+        return {
+            "critic/threshold_mean": float(masked_mean(self.threshold_BT, mask_BT)),
+            "critic/threshold_above_frac": float(masked_mean((threshold_BT >= self.mean_BT).float(), there_BT)),
+        }
+
+
+_TAIL = 0.1  # mass of each tail in the spreads that are logged
+
+
+def _disagreement(heads_BTH: Tensor, mask_BT: Tensor) -> float:
+    """Mean over tokens of the standard deviation between heads; 0 for one head."""
+    if heads_BTH.shape[-1] < 2:
+        return 0.0
+    return float(masked_mean(heads_BTH.std(dim=-1), mask_BT))
 
 
 @dataclass(frozen=True)
@@ -98,6 +217,8 @@ class Batch:
     logp_BT: Tensor  # of the policy that sampled
     reference: Scores | None
     value: Value
+    reward_range: Range = Range()  # of the observed rewards, as the noise declares it
+    memory: Mapping[str, float] = field(default_factory=dict)  # `Credit.memory` of the step before; {} at first
 
     def __post_init__(self) -> None:
         assert self.logp_BT.shape == self.mask_BT.shape == self.value.mean_BT.shape
@@ -118,6 +239,8 @@ class Credit:
 
     advantage_BT: Tensor
     target: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)  # [B, ...] whatever else critic_loss will need
+    memory: Mapping[str, float] = field(default_factory=dict)  # handed to the next step's batch; in the checkpoint
 
     def __post_init__(self) -> None:
         assert self.target.shape[: min(2, self.target.dim())][:1] == self.advantage_BT.shape[:1]
@@ -166,7 +289,7 @@ def _concat_rollouts(parts: Sequence[Rollout]) -> Rollout:
         names_G, member_B = torch.unique(part.group_B, return_inverse=True)
         groups.append(member_B + seen)
         seen += len(names_G)
-    names = ("prompts", "turns", "mask_BT", "logp_BT", "sample_B", "finished_B")
+    names = ("prompts", "turns", "mask_BT", "logp_BT", "sample_B", "finished_B", "key_B")
     return replace(
         parts[0],
         tokens_BL=_pad_and_cat([part.tokens_BL for part in parts], left),
@@ -191,6 +314,10 @@ def _pad_and_cat(tensors: Sequence[Tensor], left: Sequence[int]) -> Tensor:
 def _each(x: Any, of_tensor: Any, of_sequence: Any) -> Any:
     if isinstance(x, Tensor):
         return of_tensor(x)
+    if isinstance(x, Mapping):
+        return {key: _each(value, of_tensor, of_sequence) for key, value in x.items()}
+    if isinstance(x, float):
+        return x
     if is_dataclass(x) and not isinstance(x, type):
         return replace(x, **{f.name: _each(getattr(x, f.name), of_tensor, of_sequence) for f in fields(x)})
     if isinstance(x, Sequence) and not isinstance(x, str):

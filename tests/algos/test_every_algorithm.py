@@ -1,5 +1,6 @@
 """What must hold for every algorithm with its critic; a new file in conf/algo is tested without a new line here."""
 
+import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -23,8 +24,17 @@ def algo(request):
     return built("algo", f"algo={name}", *filter(None, [extra]))
 
 
+def weights_of(algo):
+    return [f.name for f in dataclasses.fields(algo) if f.name.startswith("w_") and getattr(algo, f.name) > 0]
+
+
 def poisoned(x, mask, value):
-    return torch.where(mask if x.dim() == mask.dim() else mask[..., None], x, torch.tensor(value, dtype=x.dtype))
+    """x, a tensor or a dataclass of tensors [B, T, ...], with `value` wherever the mask is False."""
+    if dataclasses.is_dataclass(x):
+        return replace(x, **{f.name: poisoned(getattr(x, f.name), mask, value) for f in dataclasses.fields(x)})
+    if x is None or not x.is_floating_point():
+        return x
+    return torch.where(mask.view(*mask.shape, *[1] * (x.dim() - 2)), x, torch.tensor(value, dtype=x.dtype))
 
 
 def terms(loop, batch, credit):
@@ -49,11 +59,14 @@ def test_padding_is_inert(algo, poison):
         clean,
         rollout=dirty_rollout,
         logp_BT=poisoned(clean.logp_BT, mask, poison),
-        value=replace(clean.value, mean_BT=poisoned(clean.value.mean_BT, mask, poison)),
-        reference=clean.reference and replace(clean.reference, logp_BT=poisoned(clean.reference.logp_BT, mask, poison)),
+        value=poisoned(clean.value, mask, poison),
+        reference=poisoned(clean.reference, mask, poison),
     )
     expected, found = algo.credit(clean), algo.credit(dirty)
     assert torch.equal(expected.advantage_BT, found.advantage_BT)
+    assert expected.memory == found.memory
+    if expected.target.shape[1]:
+        assert torch.equal(expected.target[mask], found.target[mask])
     assert describe(Experience(clean, clean.reward_B, 0)) == describe(Experience(dirty, clean.reward_B, 0))
     assert terms(loop_for(algo), clean, expected) == terms(loop_for(algo), dirty, found)
     clean_gradients, dirty_gradients = gradients(loop_for(algo), clean), gradients(loop_for(algo), dirty)
@@ -106,3 +119,27 @@ def test_critic_warm_up_moves_the_critic_alone(algo):
     loop._update(batch, algo.credit(batch), torch.arange(len(batch.reward_B)), {}, critic_only=True)
     moved = {name.split(".")[0] for name, p in agent.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"critic"}
+
+
+def test_a_weight_of_zero_switches_off_its_term_alone(algo):
+    """And changes no other number of the first step."""
+    batch = batch_for(loop_for(algo), made_up_rollout())
+    credit = algo.credit(batch)
+    before = terms(loop_for(algo), batch, credit)
+    for name in weights_of(algo):
+        without = dataclasses.replace(algo, **{name: 0.0})
+        after = terms(loop_for(without), batch, without.credit(batch))
+        assert after.keys() == before.keys()
+        changed = [term for term in before if before[term] != after[term]]
+        assert len(changed) <= 1 and all(after[term] == 0 for term in changed), (name, changed)
+
+
+def test_losses_and_targets_are_never_negative_and_give_the_target_no_gradient(algo):
+    loop = loop_for(algo)
+    batch = batch_for(loop, made_up_rollout())
+    credit = algo.credit(batch)
+    assert not credit.advantage_BT.requires_grad and not credit.target.requires_grad
+    _, value = loop.collector.agent(batch.rollout, batch.reference)
+    loss = algo.critic_loss(value, batch, credit)
+    for name, term in loss.terms.items():
+        assert not term.requires_grad and term.shape == batch.mask_BT.shape, name

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from noisyrl.critics.base import CriticSpec
-from noisyrl.ops.masked import keep
+from noisyrl.ops.masked import keep, place_last
 from noisyrl.ops.surrogate import clipped_surrogate, kl_estimate, log_ratio
 from noisyrl.spec import Fraction, NonNegative, Positive, spec
 from noisyrl.types import Batch, Credit, Loss, Scores, Value
@@ -60,6 +60,15 @@ class Algorithm(ABC):
     @abstractmethod
     def credit(self, batch: Batch) -> Credit:
         """Advantages and critic targets of a whole rollout, without gradient."""
+
+    def token_rewards(self, batch: Batch) -> Tensor:
+        """[B, T] the observed reward on the last token, minus the KL of each token where it acts in the reward."""
+        reward_BT = place_last(batch.reward_B, batch.mask_BT)
+        if self.kl_coef == 0 or self.kl_in == "loss":
+            return reward_BT
+        assert batch.reference is not None, "needs_reference holds when kl_coef is above 0"
+        kl_BT = kl_estimate(batch.logp_BT, batch.reference.logp_BT, self.kl_estimator)
+        return reward_BT - self.kl_coef * keep(kl_BT, batch.mask_BT)
 
     def token_weights(self, mask_BT: Tensor) -> Tensor:
         """[B, T] float64, weight of each token in the minibatch's loss; here all count the same, 1 / tokens."""

@@ -29,6 +29,8 @@ class GRPO(Algorithm):
     """Always `none`."""
     kl_in: Literal["loss"] = "loss"
     """The group baseline sees outcome rewards only, so the KL belongs in the loss."""
+    standardise: bool = True
+    """Divide by the group's standard deviation; false is the control that shows what the division does."""
     std_ddof: Natural = 1
     """Degrees of freedom taken off in the group's standard deviation."""
     std_eps: Positive = 1e-6
@@ -43,7 +45,7 @@ class GRPO(Algorithm):
     @torch.no_grad()
     def credit(self, batch: Batch) -> Credit:
         advantage_B = group_relative(
-            batch.reward_B, batch.group_B, standardise=True, ddof=self.std_ddof, eps=self.std_eps
+            batch.reward_B, batch.group_B, standardise=self.standardise, ddof=self.std_ddof, eps=self.std_eps
         )
         return Credit(
             advantage_BT=advantage_B[:, None] * batch.mask_BT,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from noisyrl.algos.base import Algorithm
 from noisyrl.ops.advantages import gae
-from noisyrl.ops.masked import keep, place_last, whiten
-from noisyrl.ops.surrogate import kl_estimate
+from noisyrl.ops.masked import keep, whiten
+from noisyrl.ops.surrogate import value_error
 from noisyrl.spec import Fraction, NonNegative, spec
 from noisyrl.types import Batch, Credit, Loss, Value
 
@@ -40,30 +40,24 @@ class PPO(Algorithm):
 
     @torch.no_grad()
     def credit(self, batch: Batch) -> Credit:
-        reward_BT, value_BT = self.token_rewards(batch), batch.value.mean_BT
-        advantage_BT = gae(reward_BT, value_BT, batch.mask_BT, gamma=self.gamma, lam=self.lam_actor)
-        target_BT = gae(reward_BT, value_BT, batch.mask_BT, gamma=self.gamma, lam=self.lam_critic)
-        return Credit(
-            advantage_BT=whiten(advantage_BT, batch.mask_BT) if self.whiten_advantages else advantage_BT,
-            target=target_BT + keep(value_BT, batch.mask_BT),
-        )
+        value_BT, mask_BT = batch.value.mean_BT, batch.mask_BT
+        error_BT = gae(self.token_rewards(batch), value_BT, mask_BT, gamma=self.gamma, lam=self.lam_critic)
+        return Credit(advantage_BT=self.advantages(batch), target=error_BT + keep(value_BT, mask_BT))
 
-    def token_rewards(self, batch: Batch) -> Tensor:
-        """[B, T] the observed reward on the last token, minus the KL of each token where it acts in the reward."""
-        reward_BT = place_last(batch.reward_B, batch.mask_BT)
-        if self.kl_coef == 0 or self.kl_in == "loss":
-            return reward_BT
-        assert batch.reference is not None, "needs_reference holds when kl_coef is above 0"
-        kl_BT = kl_estimate(batch.logp_BT, batch.reference.logp_BT, self.kl_estimator)
-        return reward_BT - self.kl_coef * keep(kl_BT, batch.mask_BT)
+    @torch.no_grad()
+    def advantages(self, batch: Batch) -> Tensor:
+        """[B, T] what the actor sees."""
+        reward_BT, mask_BT = self.token_rewards(batch), batch.mask_BT
+        advantage_BT = gae(reward_BT, batch.value.mean_BT, mask_BT, gamma=self.gamma, lam=self.lam_actor)
+        return whiten(advantage_BT, mask_BT) if self.whiten_advantages else advantage_BT
 
     def critic_loss(self, value: Value, batch: Batch, credit: Credit) -> Loss:
         """Half the squared error to the return, the larger of clipped and unclipped."""
         mask_BT = batch.mask_BT
-        value_BT, target_BT = keep(value.mean_BT, mask_BT), keep(credit.target, mask_BT)
-        error_BT = (value_BT - target_BT).square()
-        if self.value_clip is not None:
-            old_BT = keep(batch.value.mean_BT, mask_BT)
-            clipped_BT = old_BT + (value_BT - old_BT).clamp(-self.value_clip, self.value_clip)
-            error_BT = torch.maximum(error_BT, (clipped_BT - target_BT).square())
-        return Loss(total_BT=self.critic_coef * 0.5 * error_BT, terms={"value_error": 0.5 * error_BT.detach()})
+        error_BT = value_error(
+            keep(value.mean_BT, mask_BT),
+            keep(batch.value.mean_BT, mask_BT),
+            keep(credit.target, mask_BT),
+            clip=self.value_clip,
+        )
+        return Loss(total_BT=self.critic_coef * error_BT, terms={"value_error": error_BT.detach()})

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from noisyrl.spec import Natural, Positive, spec
+from noisyrl.types import Rollout, Scores, Value
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a head may look at beside the hidden states of its tokens."""
+
+    rollout: Rollout
+    scores: Scores | None = None  # the policy's, without gradient; there if the head asks for candidates
+    reference: Scores | None = None  # the starting policy's, where the algorithm needs one
+
+
+class Head(nn.Module, ABC):
+    """Hidden states to a `Value`."""
+
+    candidates = 0
+    """K, tokens the policy is asked to draw at each position, for heads that value single tokens."""
+    reads_reference = False
+    """Whether it needs the hidden states of the reference."""
+
+    @abstractmethod
+    def forward(self, hidden_BTD: Tensor, sight: Sight | None = None) -> Value:
+        """Values before each response token. hidden_BTD [B, T, D]; what lies outside the mask is never read."""
 
 
 @spec
@@ -22,5 +49,8 @@ class CriticSpec(ABC):
     """Critic-only steps on rollouts of the starting policy before training begins."""
 
     @abstractmethod
-    def make(self, hidden_size: int, *, seed: int = 0) -> nn.Module:
-        """A module that maps hidden states [B, T, D] (float32) to a `Value`; the same weights for the same seed."""
+    def make(self, hidden_size: int, *, seed: int = 0, lm: PreTrainedModel | None = None) -> Head:
+        """A head for D = hidden_size; the same weights for the same seed.
+
+        lm  the starting policy, for heads that keep a frozen part of it
+        """

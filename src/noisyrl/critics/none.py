@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from noisyrl.critics.base import CriticSpec
+from noisyrl.critics.base import CriticSpec, Head, Sight
 from noisyrl.spec import Positive, spec
 from noisyrl.types import Value
 
@@ -22,10 +22,10 @@ class NoCritic(CriticSpec):
     warmup_steps: Literal[0] = 0
     """There is nothing to warm up."""
 
-    def make(self, hidden_size: int, *, seed: int = 0) -> nn.Module:
+    def make(self, hidden_size: int, *, seed: int = 0, lm: object = None) -> Head:
         return _Zero()
 
 
-class _Zero(nn.Module):
-    def forward(self, hidden_BTD: Tensor) -> Value:
+class _Zero(Head):
+    def forward(self, hidden_BTD: Tensor, sight: Sight | None = None) -> Value:
         return Value(mean_BT=hidden_BTD.new_zeros(hidden_BTD.shape[:2]))

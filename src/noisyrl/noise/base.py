@@ -15,7 +15,7 @@ from torch import Tensor
 
 from noisyrl import rng
 from noisyrl.spec import Natural, spec
-from noisyrl.types import Rollout
+from noisyrl.types import Range, Rollout
 
 
 @spec
@@ -28,6 +28,14 @@ class Noise(ABC):
     @abstractmethod
     def __call__(self, reward_B: Tensor, rollout: Rollout, step: int) -> Tensor:
         """[B] observed rewards. `reward_B` is left as it is; rows may be any subset, in any order."""
+
+    @property
+    def reward_range(self) -> Range:
+        """What is usually observed where clean scores lie in [0, 1]; of unbounded noise, two standard deviations.
+
+        Declared and never estimated: scales that are relative to rewards (the critic's kappa) hang on it.
+        """
+        return Range()
 
     def describe(self) -> str:
         """One line for a person: what happens to which unit."""
@@ -55,6 +63,11 @@ class KeyedNoise(Noise):
             for row, prompt in enumerate(rollout.prompts)
         ]
         return torch.tensor(draws, dtype=torch.float64)
+
+    def normals(self, name: str, rollout: Rollout, step: int, *, draw: int = 0) -> Tensor:
+        """[B] float64 standard normal draws by inversion of `uniforms`, one per unit."""
+        tiny = 2.0**-53
+        return torch.special.ndtri(self.uniforms(name, rollout, step, draw=draw).clamp(tiny, 1 - tiny))
 
     def _member(self, rollout: Rollout, row: int) -> object:
         if self.unit == "response":

@@ -64,3 +64,10 @@ def explained_variance(target_BT: Tensor, value_BT: Tensor, mask_BT: Tensor) -> 
     if target_N.numel() < 2 or spread == 0:
         return float("nan")
     return float(1 - (target_N - value_BT[mask_BT].double()).var() / spread)
+
+
+def correlation(x_N: Tensor, y_N: Tensor) -> float:
+    """Pearson's correlation of two [N] tensors; 0 if either is constant."""
+    x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
+    scale = x_N.norm() * y_N.norm()
+    return float(x_N @ y_N / scale) if scale > 0 else 0.0

@@ -1,4 +1,4 @@
-"""The clipped policy objective and the KL estimators."""
+"""The clipped policy objective, the clipped value error and the KL estimators."""
 
 from __future__ import annotations
 
@@ -38,6 +38,20 @@ def clipped_surrogate(
     if dual_clip is None:
         return loss_BT
     return torch.where(advantage_BT < 0, torch.minimum(loss_BT, -dual_clip * advantage_BT), loss_BT)
+
+
+def value_error(value: Tensor, old_value: Tensor, target: Tensor, *, clip: float | None) -> Tensor:
+    """Half the squared error to the target, elementwise; shapes broadcast.
+
+    clip  the larger of the error of `value` and that of `value` held within clip of `old_value`; None = off
+
+    Schulman et al. 2017's code (Engstrom et al. 2020, arXiv:2005.12729 section 3).
+    """
+    error = (value - target).square()
+    if clip is not None:
+        clipped = old_value + (value - old_value).clamp(-clip, clip)
+        error = torch.maximum(error, (clipped - target).square())
+    return 0.5 * error
 
 
 def kl_estimate(logp: Tensor, ref_logp: Tensor, estimator: str) -> Tensor:

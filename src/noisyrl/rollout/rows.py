@@ -125,4 +125,5 @@ def collate(rows: Sequence[Row], lm: LanguageModel) -> Rollout:
         group_B=torch.tensor([row.group for row in rows], device=device),
         sample_B=torch.tensor([row.sample for row in rows], device=device),
         finished_B=torch.tensor([row.finished for row in rows], device=device),
+        key_B=torch.from_numpy(np.array([row.key for row in rows], np.uint64).view(np.int64)).to(device),
     )

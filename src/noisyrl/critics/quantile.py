@@ -1,0 +1,62 @@
+"""A distribution per position: H independent heads of M quantiles each.
+
+The quantiles of a head start in order: their weights are equal and their biases are a ramp. With independent weights,
+even small ones, nearly half of all neighbours would be crossed at the start.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from noisyrl.critics.base import CriticSpec, Head, Sight
+from noisyrl.critics.heads import HeadStack
+from noisyrl.ops.quantiles import midpoints
+from noisyrl.spec import Count, Natural, NonNegative, Positive, spec
+from noisyrl.types import QuantileValue
+
+
+@spec
+class QuantileCritic(CriticSpec):
+    """The critic of DVPO (arXiv:2512.03847 eq. 1)."""
+
+    heads: Count = 3
+    """H."""
+    quantiles: Count = 200
+    """M, at the levels of `DVPO.tau_grid`."""
+    hidden: Natural = 0
+    """Units of each head's hidden layer (GELU); 0 = linear heads."""
+    init_sd: Positive = 0.01
+    """Standard deviation of the last layer's initial weights, the same for all quantiles of a head."""
+    init_center: float = 0.5
+    """Mean of the distribution at the start, in units of the reward."""
+    init_width: NonNegative = 1.0
+    """Distance between the lowest and the highest quantile at the start, in units of the reward."""
+    head_reduce: Literal["mean", "median"] = "mean"
+    """How the heads make one distribution, quantile by quantile; the median shrugs off one stray head."""
+
+    def make(self, hidden_size: int, *, seed: int = 0, lm: object = None) -> Head:
+        stack = HeadStack(
+            hidden_size, heads=self.heads, outputs=self.quantiles, hidden=self.hidden, init_sd=self.init_sd,
+            seed=seed, alike=True,
+        )  # fmt: skip
+        ramp_M = self.init_center + self.init_width * (midpoints(self.quantiles) - 0.5)
+        with torch.no_grad():
+            stack.bias.copy_(ramp_M.repeat(self.heads))
+        return _Quantiles(stack, median=self.head_reduce == "median")
+
+
+class _Quantiles(Head):
+    def __init__(self, stack: HeadStack, *, median: bool) -> None:
+        super().__init__()
+        self.stack = stack
+        self.median = median
+
+    def forward(self, hidden_BTD: Tensor, sight: Sight | None = None) -> QuantileValue:
+        quantiles_BTHM = self.stack(hidden_BTD)
+        ensemble_BTM = quantiles_BTHM.quantile(0.5, dim=2) if self.median else quantiles_BTHM.mean(dim=2)
+        return QuantileValue(
+            mean_BT=ensemble_BTM.mean(dim=-1), ensemble_BTM=ensemble_BTM, quantiles_BTHM=quantiles_BTHM
+        )
