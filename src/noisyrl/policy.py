@@ -187,7 +187,7 @@ class Agent(nn.Module):
         freeze_policy  no gradient reaches the policy, a shared trunk included
         """
         if values_only and not self.critic.reads_policy:
-            return None, self.critic(rollout, None, None)
+            return None, self.critic(rollout, None, reference)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_policy):
             scores = self.policy(rollout)
         return scores, self.critic(rollout, scores, reference)

@@ -12,9 +12,24 @@ from noisyrl.trainer import describe
 from noisyrl.types import rows
 from tests.frame import batch_for, built, composed, gradients, loop_for, made_up_rollout, options
 
-VARIANTS = [(name, "") for name in options("algo")]
+
+
+def own_code(name):
+    """Whether an option runs other code than the one it is a preset of, and does not only change numbers."""
+    parent, _, preset = name.rpartition("/")
+    return not preset or not parent or words(name) != words(parent)
+
+
+def words(name):
+    chosen = composed(f"algo={name}").algo
+    return {key: value for key, value in [*chosen.items(), *chosen.critic.items()] if isinstance(value, str | bool)}
+
+
+VARIANTS = [(name, "") for name in options("algo") if own_code(name)]
 VARIANTS += [
-    (name, "algo.critic.backbone=shared") for name, _ in VARIANTS if "backbone" in composed(f"algo={name}").algo.critic
+    (name, "algo.critic.backbone=shared")
+    for name, _ in VARIANTS
+    if "/" not in name and "backbone" in composed(f"algo={name}").algo.critic
 ]
 
 

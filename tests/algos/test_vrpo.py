@@ -1,6 +1,7 @@
 """VRPO's own maths, its critic, and what is left of it when everything is switched off."""
 
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,11 +9,12 @@ from pydantic import ValidationError
 from torch import nn
 from torch.testing import assert_close
 
+from noisyrl import checkpoint
 from noisyrl.algos.ppo import PPO
 from noisyrl.algos.vrpo import VRPO, share, top_tokens, uncertainty_weights
-from noisyrl.critics.base import Sight
-from noisyrl.critics.bottleneck import BottleneckCritic, kl_to_standard_normal, latent_noise
+from noisyrl.critics.bottleneck import BottleneckCritic, expected_gelu, kl_to_standard_normal, latent_noise
 from noisyrl.critics.scalar import ScalarCritic
+from noisyrl.models.base import LanguageModel
 from noisyrl.ops.vocabulary import distribution_kl, token_scores
 from noisyrl.policy import Agent, Critic, Policy
 from noisyrl.types import BottleneckValue, Credit, Value, rows
@@ -135,29 +137,50 @@ def test_noise_does_not_depend_on_the_batch(keyed):
     assert_close(agent.critic(wider, None, None).sampled_BT[:, :9], agent.critic(rollout, None, None).sampled_BT)
 
 
-def test_only_the_sampled_value_is_noisy():
+@pytest.mark.parametrize("noiseless", ["expectation", "latent_mean"])
+def test_only_the_sampled_value_is_noisy(noiseless):
     rollout = made_up_rollout()
-    agent = moved(agent_for(lm_head="none"))
-    value, without = agent.critic(rollout, None, None), agent.critic.head(torch.randn(2, 3, 16).double())
     mask = rollout.mask_BT
+    agent = moved(agent_for(lm_head="none", noiseless=noiseless))
+    value = agent.critic(rollout, None, None)
     assert (value.sampled_BT[mask] != value.mean_BT[mask]).all()
-    assert torch.equal(without.sampled_BT, without.mean_BT)
-    still = moved(agent_for(lm_head="none", deterministic=True)).critic(rollout, None, None)
-    assert torch.equal(still.sampled_BT, still.mean_BT) and torch.equal(still.mean_BT, value.mean_BT)
     rekeyed = agent.critic(replace(rollout, key_B=torch.arange(16)), None, None)
     assert torch.equal(rekeyed.mean_BT, value.mean_BT) and (rekeyed.sampled_BT[mask] != value.sampled_BT[mask]).all()
+    blind = agent.critic.head(torch.randn(2, 3, 16).double())
+    assert torch.equal(blind.sampled_BT, blind.mean_BT) and (blind.mean_BT != 0).all()
 
 
-def test_sampled_values_average_to_the_expectation_over_the_latent():
-    """A linear read-out makes the expectation known: noise has mean 0, so the average must approach the plain value."""
-    head = moved(agent_for(lm_head="none")).critic.head
-    hidden, rollout = torch.randn(16, 9, 16).double(), made_up_rollout()
-    head._value = lambda latent: latent.sum(dim=-1)
-    draws = [head(hidden, Sight(replace(rollout, key_B=torch.arange(16) + 100 * i))) for i in range(200)]
-    gap = torch.stack([d.sampled_BT - d.mean_BT for d in draws])[:, rollout.mask_BT]
-    sd = head.log_variance(hidden).exp().sum(dim=-1).sqrt()[rollout.mask_BT]
-    assert abs((gap / sd).mean()) < 4 / gap.numel() ** 0.5
-    assert abs((gap / sd).var() - 1) < 4 * (2 / gap.numel()) ** 0.5
+def test_without_noise_all_values_are_that_of_the_latents_mean():
+    rollout = made_up_rollout()
+    still = moved(agent_for(lm_head="none", deterministic=True)).critic(rollout, None, None)
+    plain = moved(agent_for(lm_head="none", noiseless="latent_mean")).critic(rollout, None, None)
+    exact = moved(agent_for(lm_head="none")).critic(rollout, None, None)
+    assert torch.equal(still.sampled_BT, still.mean_BT) and torch.equal(still.mean_BT, plain.mean_BT)
+    assert (exact.mean_BT != plain.mean_BT)[rollout.mask_BT].all()
+
+
+def test_the_mean_of_gelu():
+    mean, variance = torch.meshgrid(torch.linspace(-4, 4, 9), torch.tensor([0.0, 0.01, 1, 25]), indexing="ij")
+    mean, variance = mean.double(), variance.double()
+    grid = torch.linspace(-9, 9, 20001, dtype=torch.float64)[:, None, None]
+    density = torch.exp(-0.5 * grid.square()) / (2 * torch.pi) ** 0.5
+    expected = (nn.functional.gelu(mean + variance.sqrt() * grid) * density).sum(dim=0) * (18 / 20000)
+    assert_close(expected_gelu(mean, variance), expected, atol=1e-9, rtol=0)
+    assert_close(expected_gelu(mean, 0 * variance), nn.functional.gelu(mean), atol=1e-15, rtol=0)
+
+
+def test_sampled_values_average_to_the_noiseless_one():
+    """With the value of the latent's mean they do not: GELU is convex, and all it adds is one-sided."""
+    critic, rollout = moved(agent_for(lm_head="none"), size=0.3).critic, made_up_rollout()
+    with torch.no_grad():
+        draws = [critic(replace(rollout, key_B=torch.arange(16) + 100 * i), None, None) for i in range(400)]
+    mask = rollout.mask_BT
+    gap = torch.stack([draw.sampled_BT - draw.mean_BT for draw in draws])[:, mask]
+    z = gap.mean(dim=0) / gap.std(dim=0) * len(draws) ** 0.5
+    assert abs(z.mean()) < 4 / len(z) ** 0.5 and abs(z.var() - 1) < 4 * (2 / len(z)) ** 0.5
+    critic.head.exact = False
+    shift = gap.mean(dim=0) + draws[0].mean_BT[mask] - critic(rollout, None, None).mean_BT[mask]
+    assert (shift / gap.std(dim=0) * len(draws) ** 0.5).abs().mean() > 4
 
 
 # What the frozen head reads
@@ -420,6 +443,30 @@ def test_presets_ask_for_what_they_read():
         for name, weight in on.items():
             assert (sums[name] > 0) == (weight > 0), name
         assert float(sums["critic/aux_entropy_nats"]) < torch.tensor(VOCABULARY).log()
+
+
+@pytest.mark.parametrize("backbone", ["own", "shared"])
+def test_alignment_acts_in_critic_warm_up_too(backbone):
+    """Then the policy is not asked for scores, yet the reference must reach the critic."""
+    loop = loop_for(built("algo", "algo=vrpo/lm_align", "algo.critic.latent=8", f"algo.critic.backbone={backbone}"))
+    batch, sums = batch_for(loop, made_up_rollout()), {}
+    loop._update(batch, loop.algo.credit(batch), torch.arange(16), sums, critic_only=True)
+    assert sums["critic/align_nats"] > 0.1  # the frame's reference is another model
+
+
+def test_a_resumed_run_reads_with_the_same_head(tmp_path):
+    """The frozen head is not in the checkpoint: it is made again, and training goes on bit for bit."""
+    algo = built("algo", "algo=vrpo", "algo.critic.latent=8", "algo.critic.backbone=shared")
+    one, other = (loop_for(algo, dtype=torch.float32) for _ in range(2))
+    batch = batch_for(one, made_up_rollout(dtype=torch.float32))
+    one._update(batch, algo.credit(batch), torch.arange(16), {}, critic_only=False)
+    tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
+    lm = LanguageModel(one.collector.agent.policy.model, tokenizer, {})
+    checkpoint.restore(other, checkpoint.save(one, lm, tmp_path, step=1, keep_last=1))
+    for loop in (one, other):
+        loop._update(batch, algo.credit(batch), torch.arange(16), {}, critic_only=False)
+    for (name, a), b in zip(one.collector.agent.named_parameters(), other.collector.agent.parameters(), strict=True):
+        assert torch.equal(a, b), name
 
 
 @pytest.mark.parametrize(

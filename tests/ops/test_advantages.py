@@ -400,7 +400,7 @@ def test_token_rho():
     assert token_rho(0.1, 1000) == pytest.approx(1.053550e-4, abs=1e-10)
     assert (1 - token_rho(0.1, 1000)) ** 1000 == pytest.approx(0.9, rel=1e-12)
     assert token_rho(0.3, 1) == pytest.approx(0.3, rel=1e-15)
-    assert token_rho(1e-18, 10) == pytest.approx(1e-19, rel=1e-12)
+    assert token_rho(1e-18, 10) == pytest.approx(1e-19, rel=1e-12, abs=0)
     assert (token_rho(0.0, 7), token_rho(1.0, 7)) == (0.0, 1.0)
 
 

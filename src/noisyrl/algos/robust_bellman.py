@@ -2,7 +2,7 @@
 
 Three readings of "worst case" (`mode`), because the published baseline says only that it aggregates by the minimum:
 ensemble_min     towards the lowest of several scalar heads
-r_contamination  with probability rho the next state is the worst there is (Wang and Zou 2021, arXiv:2109.14012)
+r_contamination  with probability rho the next state is the worst there is (Wang and Zou 2021, arXiv:2109.14523)
 tv               total variation ball around the critic's own return distribution (Panaganti et al. 2022,
                  arXiv:2208.05129): (1 - rho) times its lower tail's mean, plus rho times `worst`
 
@@ -87,7 +87,7 @@ class RobustBellman(PPO):
         value, rho = batch.value, self.token_rho
         worst = batch.reward_range.low if self.worst is None else self.worst
         if self.mode == "ensemble_min":
-            return value.mean_BT + rho * (value.heads_BTH.amin(dim=-1) - value.mean_BT)
+            return contamination_bootstrap(value.mean_BT, rho=rho, worst=value.heads_BTH.amin(dim=-1))
         if self.mode == "r_contamination":
             return contamination_bootstrap(value.mean_BT, rho=rho, worst=worst)
         return tv_bootstrap(value.ensemble_BTM, rho=rho, fail_value=worst)

@@ -14,8 +14,10 @@ Differs from the paper, or fills in what could not be read:
    (`algo=vrpo/lm_align`); unlike them it does not reward low entropy.
 3. `c_entropy` and `c_perplexity` instead weigh the value error by the starting policy's uncertainty
    (`algo=vrpo/token_weight`).
-4. Values of the rollout, advantages and the middle of the clip range come from the latent's mean; only the trained
-   error sees noise. Each token keeps its noise over all epochs on a rollout.
+4. Only the trained error sees noise. Values of the rollout, advantages and the middle of the clip range come from the
+   value's exact mean over the noise. The value of the latent's mean, which is usual, was too low by half of the mean
+   reward here, and the clip range around it kept the error from mending that (`critic.noiseless`). Each token keeps
+   its noise over all epochs on a rollout.
 5. All terms may be combined; each is off at weight 0. With all at 0 and `critic.deterministic` this is PPO.
 """
 

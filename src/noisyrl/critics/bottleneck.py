@@ -5,6 +5,7 @@ Z is the size of the latent, N the policy tokens of all rows: nothing is compute
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -31,6 +32,9 @@ class BottleneckCritic(CriticSpec):
     """Z, size of the latent, and of the hidden layer that reads it."""
     deterministic: bool = False
     """true = the latent has no noise (sigma is 0), so there is no bottleneck: an ablation."""
+    noiseless: Literal["expectation", "latent_mean"] = "expectation"
+    """The value of a rollout, on which advantages and the clip range rest. expectation = the exact mean over the noise;
+    latent_mean = the value of the latent's mean, as is usual for bottlenecks, which the curvature of GELU biases."""
     lm_head: Literal["none", "self", "align"] = "self"
     """What the starting policy's output layer, frozen, reads in the critic's states. self = entropy and surprise;
     align = these, and the KL from the starting policy's own distribution; none = nothing, it is not kept."""
@@ -50,6 +54,7 @@ class _Bottleneck(Head):
     def __init__(self, hidden_size: int, config: BottleneckCritic, *, seed: int, output: _FrozenLayer | None) -> None:
         super().__init__()
         self.deterministic = config.deterministic
+        self.exact = config.noiseless == "expectation" and not config.deterministic
         self.output = output
         self.reads_reference = config.lm_head == "align"
         size = config.latent
@@ -78,7 +83,7 @@ class _Bottleneck(Head):
         with torch.autocast(hidden_ND.device.type, enabled=False):
             hidden_ND = hidden_ND.to(self.mean.weight.dtype)
             mean_NZ, log_variance_NZ = self.mean(hidden_ND), self.log_variance(hidden_ND).clamp(*_LOG_VARIANCE)
-            value_N = sampled_N = self._value(mean_NZ)
+            value_N = sampled_N = self._expected(mean_NZ, log_variance_NZ) if self.exact else self._value(mean_NZ)
             if sight is not None and not self.deterministic:
                 noise_NZ = latent_noise(sight.rollout, mean_NZ.shape[1]).to(mean_NZ)
                 sampled_N = self._value(mean_NZ + (0.5 * log_variance_NZ).exp() * noise_NZ)
@@ -86,6 +91,11 @@ class _Bottleneck(Head):
 
     def _value(self, latent_NZ: Tensor) -> Tensor:
         return self.outer(nn.functional.gelu(self.inner(latent_NZ))).squeeze(-1)
+
+    def _expected(self, mean_NZ: Tensor, log_variance_NZ: Tensor) -> Tensor:
+        """[N] mean of `_value` over the noise: each unit before GELU is normal, and what follows GELU is linear."""
+        variance_NZ = nn.functional.linear(log_variance_NZ.exp(), self.inner.weight.square())
+        return self.outer(expected_gelu(self.inner(mean_NZ), variance_NZ)).squeeze(-1)
 
     def _reading(self, hidden_ND: Tensor, sight: Sight | None) -> dict[str, Tensor]:
         """Entropy, surprise and alignment; zeros where they are not asked for or cannot be known."""
@@ -124,6 +134,17 @@ def kl_to_standard_normal(mean_NZ: Tensor, log_variance_NZ: Tensor) -> Tensor:
     expm1 keeps it from falling below 0 by rounding where the variance is near 1.
     """
     return 0.5 * (mean_NZ.square() + torch.expm1(log_variance_NZ) - log_variance_NZ).sum(dim=-1)
+
+
+def expected_gelu(mean: Tensor, variance: Tensor) -> Tensor:
+    """Mean of x Phi(x) over normal x, elementwise; GELU of the mean where the variance is 0.
+
+    By Stein's lemma it is mean Phi(u) + variance phi(u) / r with r = sqrt(1 + variance), u = mean / r.
+    """
+    scale = (1 + variance).sqrt()
+    u = mean / scale
+    density = torch.exp(-0.5 * u.square()) / math.sqrt(2 * math.pi)
+    return mean * torch.special.ndtr(u) + variance / scale * density
 
 
 def latent_noise(rollout: Rollout, size: int) -> Tensor:

@@ -6,7 +6,7 @@ of the vocabulary's size. V^c(s), the policy's expectation of Q, is the mean ove
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class CQLCritic(CriticSpec):
     def make(self, hidden_size: int, *, seed: int = 0, lm: PreTrainedModel | None = None) -> Head:
         if lm is None:
             raise ValueError("critic=cql values tokens by the language model's input embeddings: hand it over as lm")
-        weight_VE = lm.get_input_embeddings().weight.detach().float()
+        weight_VE = cast(nn.Embedding, lm.get_input_embeddings()).weight.detach().float()
         return _TokenValues(hidden_size, weight_VE, spec=self, seed=seed)
 
 
@@ -63,6 +63,7 @@ class _TokenValues(Head):
         value_BT = self.head(hidden_BTD).squeeze(-1)
         if sight is None or sight.scores is None or sight.scores.candidates_BTK is None:
             return Value(mean_BT=value_BT)
+        assert sight.scores.candidate_logp_BTK is not None, "drawn together with the candidates"
         mask_BT = sight.rollout.mask_BT
         taken_BT = torch.where(mask_BT, sight.rollout.tokens_BL[:, -mask_BT.shape[1] :], 0)
         tokens_BTK = torch.cat([taken_BT[..., None], sight.scores.candidates_BTK], dim=-1)

@@ -6,10 +6,12 @@ even small ones, nearly half of all neighbours would be crossed at the start.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad, softplus
 
 from noisyrl.critics.base import CriticSpec, Head, Sight
 from noisyrl.critics.heads import HeadStack
@@ -34,29 +36,50 @@ class QuantileCritic(CriticSpec):
     """Mean of the distribution at the start, in units of the reward."""
     init_width: NonNegative = 1.0
     """Distance between the lowest and the highest quantile at the start, in units of the reward."""
+    monotone: bool = False
+    """Quantiles as mean, width and a softmax over their M - 1 gaps, so that they cannot cross; false = M free outputs."""
     head_reduce: Literal["mean", "median"] = "mean"
     """How the heads make one distribution, quantile by quantile; the median shrugs off one stray head."""
 
     def make(self, hidden_size: int, *, seed: int = 0, lm: object = None) -> Head:
+        outputs = self.quantiles + 1 if self.monotone else self.quantiles
         stack = HeadStack(
-            hidden_size, heads=self.heads, outputs=self.quantiles, hidden=self.hidden, init_sd=self.init_sd,
-            seed=seed, alike=True,
+            hidden_size, heads=self.heads, outputs=outputs, hidden=self.hidden, init_sd=self.init_sd, seed=seed,
+            alike=True,
         )  # fmt: skip
-        ramp_M = self.init_center + self.init_width * (midpoints(self.quantiles) - 0.5)
+        if self.monotone:
+            start = torch.zeros(outputs)
+            start[0], start[1] = self.init_center, _softplus_inverse(max(self.init_width, 1e-3))
+        else:
+            start = self.init_center + self.init_width * (midpoints(self.quantiles) - 0.5)
         with torch.no_grad():
-            stack.bias.copy_(ramp_M.repeat(self.heads))
-        return _Quantiles(stack, median=self.head_reduce == "median")
+            stack.bias.copy_(start.repeat(self.heads))
+        return _Quantiles(stack, monotone=self.monotone, median=self.head_reduce == "median")
 
 
 class _Quantiles(Head):
-    def __init__(self, stack: HeadStack, *, median: bool) -> None:
+    def __init__(self, stack: HeadStack, *, monotone: bool, median: bool) -> None:
         super().__init__()
         self.stack = stack
+        self.monotone = monotone
         self.median = median
 
     def forward(self, hidden_BTD: Tensor, sight: Sight | None = None) -> QuantileValue:
         quantiles_BTHM = self.stack(hidden_BTD)
+        if self.monotone:
+            quantiles_BTHM = spread(quantiles_BTHM)
         ensemble_BTM = quantiles_BTHM.quantile(0.5, dim=2) if self.median else quantiles_BTHM.mean(dim=2)
         return QuantileValue(
             mean_BT=ensemble_BTM.mean(dim=-1), ensemble_BTM=ensemble_BTM, quantiles_BTHM=quantiles_BTHM
         )
+
+
+def spread(raw: Tensor) -> Tensor:
+    """[..., M + 1] -> [..., M] quantiles in order: their mean, softplus of their width, and logits of the M - 1 gaps."""
+    mean, width, logits = raw[..., :1], softplus(raw[..., 1:2]), raw[..., 2:]
+    above_lowest = pad(width * logits.softmax(dim=-1).cumsum(dim=-1), (1, 0))
+    return mean + above_lowest - above_lowest.mean(dim=-1, keepdim=True)
+
+
+def _softplus_inverse(x: float) -> float:
+    return x + math.log(-math.expm1(-x))

@@ -20,7 +20,7 @@ def conservative_penalty(q_NK: Tensor, logp_NK: Tensor, taken_N: Tensor, *, temp
     The soft maximum over *all* actions, by importance sampling: consistent as K grows, too low on average for small K,
     so the penalty can be negative. With every action once and logp = -log K it is exact; then it is the cross-entropy
     of softmax(q / temperature) against the action taken, at least 0. Adding a constant to all values changes nothing.
-    Kumar et al. 2020 (arXiv:2006.04779) eq. 4, CQL(H), sampled as in its appendix F.
+    Kumar et al. 2020 (arXiv:2006.04779), CQL(H).
     """
     weights_NK = q_NK / temperature - logp_NK
     soft_maximum_N = torch.logsumexp(weights_NK, dim=-1) - math.log(q_NK.shape[-1])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 _CPU_BLOCK = 2**15  # numbers worked on at once: temporaries stay in the processor's cache
 _GPU_BLOCK = 2**22
@@ -93,9 +94,10 @@ class _QuantileHuber(torch.autograd.Function):
         rows = max(1, block // (quantiles_RQ.shape[1] + target_RK.shape[1]))
         blocks = (x.split(rows) for x in (quantiles_RQ, target_RK, loss_RQ, slope_RQ))
         for quantiles, target, loss, slope in zip(*blocks, strict=True):
-            found = _loss_and_slope(quantiles, target, tau_Q, kappa, divide_by_kappa)
-            loss.copy_(found[0])
-            slope.copy_(found[1])
+            for start in range(0, tau_Q.numel(), block):
+                part = slice(start, start + block)
+                found = _loss_and_slope(quantiles[:, part], target, tau_Q[part], kappa, divide_by_kappa)
+                loss[:, part], slope[:, part] = found
         ctx.save_for_backward(slope_RQ)
         return loss_RQ
 
@@ -109,10 +111,10 @@ class _QuantileHuber(torch.autograd.Function):
 def _loss_and_slope(
     quantiles_RQ: Tensor, target_RK: Tensor, tau_Q: Tensor, kappa: float, divide_by_kappa: bool
 ) -> tuple[Tensor, Tensor]:
-    """Mean loss over atoms and its derivative by the quantile x, both [R, Q] float64.
+    """Mean loss over the atoms y and its derivative by the quantile x, both [R, Q] float64.
 
-    The atoms y of a sorted row fall in four zones: far below (y < x - kappa), near below, near above, far above.
-    How many lie before each edge, with prefix sums of y and y^2, gives sum(x - y) and sum((x - y)^2) of every zone.
+    Edges a, b, c at x - kappa, x, x + kappa part a sorted row into a far and a near zone on either side of x. How many
+    atoms precede each edge, with prefix sums of y and y^2, gives sum(x - y) and sum((x - y)^2) over every zone.
     """
     atoms = target_RK.shape[1]
     kappa = min(kappa, 1e300)  # for infinity: so far that no atom is there, and 0 times it is still 0
@@ -121,52 +123,52 @@ def _loss_and_slope(
     middle_R1 = y_RK[:, atoms // 2, None].clone()
     y_RK -= middle_R1
     x_RQ = quantiles_RQ.double() - middle_R1
-    minus_sums, square_sums = _prefix_sums(-y_RK), _prefix_sums(y_RK.square())
-    tree = y_RK.new_full((len(y_RK), 2 ** atoms.bit_length() - 1), math.nan)
-    tree[:, :atoms] = y_RK
+    sum_RN, square_RN = _prefix_sums(y_RK), _prefix_sums(y_RK.square())
+    tree_RN = pad(y_RK, (0, 2 ** atoms.bit_length() - 1 - atoms), value=math.nan)  # NaN is below nothing
 
-    def before(edge_RQ: Tensor, or_at: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the atoms before (or at) an edge: how many; up to constants, sum(-y), sum(x - y) and sum((x - y)^2)."""
-        count = _rank(tree, edge_RQ, or_at)
+    def before(edge_RQ: Tensor, or_at: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the atoms before (or at) an edge: how many; and up to constants sum(y), sum(x - y), sum((x - y)^2)."""
+        count = _count_below(tree_RN, edge_RQ, or_at)
         index = count.long()
-        minus_y = minus_sums.gather(-1, index)
-        first = torch.addcmul(minus_y, count, x_RQ)
-        return count, minus_y, first, torch.addcmul(square_sums.gather(-1, index), first + minus_y, x_RQ)
+        sum_y = sum_RN.gather(-1, index)
+        first = (count * x_RQ).sub_(sum_y)
+        return count, sum_y, first, square_RN.gather(-1, index).addcmul_(first - sum_y, x_RQ)
 
     def near_zone(count: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """The sums held to what distances in [0, kappa] allow: no rounding error for a tiny kappa to magnify."""
-        first = torch.minimum(first.clamp_(min=0), count.mul_(kappa))
-        return first, torch.minimum(second.clamp_(min=0), first * kappa)
+        """Loss and slope, bounded as distances in [0, kappa] are: a tiny kappa would magnify rounding errors."""
+        slope = first.clamp_(min=0).clamp_max_(count.mul_(kappa))
+        return second.clamp_(min=0).clamp_max_(slope * kappa).div_(2 * near), slope.div_(near)
 
-    count_a, minus_a, first_a, second_a = before(x_RQ - kappa, False)
-    count_b, _, first_b, second_b = before(x_RQ, False)
-    count_c, minus_c, first_c, second_c = before(x_RQ + kappa, True)
-    low, low_square = near_zone(count_b - count_a, first_b - first_a, second_b - second_a)
-    high, high_square = near_zone(count_c - count_b, first_b - first_c, second_c - second_b)
+    count_a, sum_a, first_a, second_a = before(x_RQ - kappa)
+    count_b, _, first_b, second_b = before(x_RQ)
+    count_c, sum_c, first_c, second_c = before(x_RQ + kappa, or_at=True)
     count_d = atoms - count_c
-    far_low = minus_a.sub_(minus_sums[:, :1]).addcmul_(count_a, x_RQ - kappa / 2)
-    far_high = minus_c.sub_(minus_sums[:, -1:]).addcmul_(count_d, x_RQ + kappa / 2, value=-1)
-    loss_low = far_low.mul_(far).add_(low_square.div_(2 * near))
-    loss_high = far_high.mul_(far).add_(high_square.div_(2 * near))
-    slope_low = count_a.mul_(far).add_(low.div_(near))
-    slope_high = count_d.mul_(-far).sub_(high.div_(near))
-    loss = loss_low.lerp_(loss_high, tau_Q).clamp_(min=0)  # 1 - tau where the atom is below, tau where above
-    return loss.div_(atoms), slope_low.lerp_(slope_high, tau_Q).div_(atoms)
+    loss_low, slope_low = near_zone(count_b - count_a, first_b - first_a, second_b - second_a)
+    loss_high, slope_high = near_zone(count_c - count_b, first_b - first_c, second_c - second_b)
+    far_low = (sum_RN[:, :1] - sum_a).addcmul_(count_a, x_RQ - kappa / 2)
+    far_high = (sum_RN[:, -1:] - sum_c).addcmul_(count_d, x_RQ + kappa / 2, value=-1)
+    loss_low.add_(far_low, alpha=far)
+    loss_high.add_(far_high, alpha=far)
+    slope_low.add_(count_a, alpha=far)
+    slope_high.add_(count_d, alpha=far).neg_()
+    # lerp weighs what lies below x by 1 - tau and what lies above by tau.
+    return (
+        loss_low.lerp_(loss_high, tau_Q).clamp_(min=0).div_(atoms),
+        slope_low.lerp_(slope_high, tau_Q).div_(atoms),
+    )
 
 
 def _prefix_sums(x_RK: Tensor) -> Tensor:
     """[R, K + 1]: their differences are sums of neighbours. Counted from the middle, so an outlier stays at its end."""
     middle = x_RK.shape[1] // 2
-    down = x_RK[:, :middle].flip(-1).cumsum(-1).flip(-1).neg()
+    down = x_RK[:, :middle].flip(-1).cumsum(-1).flip(-1).neg_()
     return torch.cat([down, x_RK.new_zeros(len(x_RK), 1), x_RK[:, middle:].cumsum(-1)], -1)
 
 
-def _rank(tree_RN: Tensor, x_RQ: Tensor, or_equal: bool) -> Tensor:
-    """How many numbers of a sorted row are below x, [R, Q], whole numbers in x's type.
+def _count_below(tree_RN: Tensor, x_RQ: Tensor, or_equal: bool) -> Tensor:
+    """How many numbers of a sorted row of 2^p - 1 are below (or at) x, [R, Q], whole numbers in the type of x.
 
-    tree_RN  [R, N] float   N = 2^p - 1: sorted numbers, then NaN (never below anything)
-
-    Binary search without branches: torch.searchsorted takes two to three times as long on a processor.
+    Binary search without branches: on a processor torch.searchsorted takes two to three times as long.
     """
     count = torch.zeros_like(x_RQ)
     step = (tree_RN.shape[1] + 1) // 2

@@ -1,15 +1,16 @@
 """The oracle world: an automaton small enough that everything about it is known exactly (tasks/oracle_truth.py).
 
     user       note 17 , start ba
-    assistant  010010
+    assistant  0100110
 
-The prompt names a start state; the note means nothing and makes distinct prompts, some of them held out. Each letter
-of the answer moves the automaton along one of its hashed transitions, and the answer is right if it ends in an
-accepting state. A word of the wrong length or with another sign in it is wrong.
+The prompt names a start; the note means nothing and makes distinct prompts, some of them held out. Each start has a
+hashed key, a word of 0 and 1, and an answer is right if more than half of its letters are those of the key. What an
+automaton has to remember is the start and the number of matches. A word of another length, or with another sign in
+it, is wrong.
 
-Every letter permutes the states. Whatever word a policy says, if it is the same for all starts, exactly `accept_frac`
-of the starts accept it. So a policy that does not look at the start scores that and nothing else, sharpening it
-changes nothing, and a gain or a loss of accuracy can only come from the reward.
+Starts come in pairs with opposite keys, and words have odd length, so every word is right for exactly half of the
+starts. A policy that does not look at the start scores 1/2 whatever it says, sharpening it changes nothing, and only
+the reward can tell it what to do.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ from noisyrl.tasks.base import DemonstratedTask, Split
 from noisyrl.tasks.embedded import conversation, last_answer
 from noisyrl.types import Grade, Prompt
 
-_MOST_WORDS = 4096  # all of them are enumerated
+LETTERS = "01"
+"""Digits: one is one token, and cannot be spelled otherwise."""
 _NAMES = [consonant + vowel for consonant in "bdfghklmnprstvwz" for vowel in "aeiou"]
 
 
 @dataclass(frozen=True, eq=False)
 class Automaton:
-    """S states, A letters, words of T letters."""
+    """S states, A letters, words of T letters; transitions may differ from move to move."""
 
-    step_SA: np.ndarray  # int64, the next state
-    accept_S: np.ndarray  # bool
-    moves: int
+    step_TSA: np.ndarray  # int64, the next state
+    accept_S: np.ndarray  # bool, of the state after the last move
 
     def end(self, state: int, word: Sequence[int]) -> int:
-        """The state in which a word ends."""
-        for letter in word:
-            state = int(self.step_SA[state, letter])
+        """The state after a word."""
+        for step_SA, letter in zip(self.step_TSA, word, strict=True):
+            state = int(step_SA[state, letter])
         return state
 
 
@@ -55,28 +56,21 @@ class Oracle(DemonstratedTask):
     name: ClassVar[str] = "oracle"
 
     world: Natural = 0
-    """Names the automaton: transitions, accepting states, held-out notes."""
-    states: Annotated[int, Field(ge=2, le=len(_NAMES))] = 40
-    """States of the automaton; each is a start."""
-    letters: Annotated[int, Field(ge=2, le=10)] = 2
-    """Size of the alphabet 0, 1, ..."""
-    moves: Count = 6
-    """Letters of a word, each one token and one decision."""
-    accept_frac: Fraction = 0.45
-    """Share of accepting states: the accuracy of every policy that does not look at the start."""
+    """Names the keys and the held-out notes."""
+    starts: Annotated[int, Field(ge=2, le=len(_NAMES), multiple_of=2)] = 20
+    """Starts, each with a key. Few are learned fast."""
+    moves: Annotated[int, Field(ge=1, le=11)] = 7
+    """T, letters of a word: decisions, and tokens before the end of the turn. Odd."""
     train_notes: Count = 12
     """Prompts per start in the split "train"."""
-    test_notes: Count = 3
+    test_notes: Count = 5
     """Prompts per start in the split "test"."""
-    zero_prob: Fraction = 0.6
-    """How often the teacher plays 0; the other letters share the rest. Off 1 / `letters`, so that greedy has no ties."""
+    habit: Annotated[float, Field(ge=0.5, le=1)] = 0.75
+    """How often the teacher plays the letter it is used to."""
 
     def __post_init__(self) -> None:
-        if self.letters**self.moves > _MOST_WORDS:
-            raise InputError(
-                f"oracle: {self.letters} letters and {self.moves} moves make more than {_MOST_WORDS} words; "
-                "lower moves or letters"
-            )
+        if self.moves % 2 == 0:
+            raise InputError(f"oracle: more than half of {self.moves} letters must match; set moves to an odd number")
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -88,61 +82,71 @@ class Oracle(DemonstratedTask):
         return self._pools[split]
 
     def grade(self, prompt: Prompt, turns: Sequence[str]) -> Grade:
-        """`prompt.answer` is the start state: many words are right."""
+        """`prompt.answer` is the key; half of all words are right."""
         word = last_answer(turns)
-        if not re.fullmatch(f"[{self.alphabet}]{{{self.moves}}}", word):
+        if not re.fullmatch(f"[{LETTERS}]{{{self.moves}}}", word):
             return Grade(score=0.0)
-        end = self.automaton.end(self.start(prompt), [int(letter) for letter in word])
-        return Grade(score=float(self.automaton.accept_S[end]), extracted=word)
+        matches = sum(said == wanted for said, wanted in zip(word, prompt.answer, strict=True))
+        return Grade(score=float(2 * matches > self.moves), extracted=word)
 
     def demonstrations(self) -> Iterator[Sequence[dict[str, str]]]:
         source = rng.generator("demonstrations", self.name, self.world)
-        pool, chances = self.prompts("train"), self.teacher_TSA[0, 0]
+        pool = self.prompts("train")
         while True:
             prompt = pool[source.integers(len(pool))]
-            word = source.choice(list(self.alphabet), self.moves, p=chances)
-            yield conversation(prompt.messages[0]["content"], ["".join(word)])
+            ones_T = self.teacher_TSA[:, self.state(self.start(prompt)), 1]
+            word = "".join(LETTERS[int(one)] for one in source.random(self.moves) < ones_T)
+            yield conversation(prompt.messages[0]["content"], [word])
 
-    @property
-    def alphabet(self) -> str:
-        """The letters, digits: a digit is one token and cannot be spelled otherwise."""
-        return "0123456789"[: self.letters]
+    def key(self, start: int) -> str:
+        """The word that matches in every letter."""
+        pair, mirrored = divmod(start, 2)
+        bits = rng.hash64("key", self.name, self.world, pair)
+        return "".join(LETTERS[(bits >> move & 1) ^ mirrored] for move in range(self.moves))
 
     @cached_property
     def automaton(self) -> Automaton:
-        """The machine that grades."""
+        """What grades valid words; its states are `state(start, matches)`."""
+        matches_S = np.tile(np.arange(self.moves + 1), self.starts)
+        state_S = np.arange(len(matches_S))
+        step_TSA = np.empty((self.moves, len(state_S), len(LETTERS)), np.int64)
+        wanted_ST = np.repeat([[LETTERS.index(letter) for letter in self.key(s)] for s in range(self.starts)], self.moves + 1, axis=0)
+        for letter in range(len(LETTERS)):
+            # Unreachable: more matches than moves
+            step_TSA[:, :, letter] = state_S + ((wanted_ST.T == letter) & (matches_S < self.moves))
+        return Automaton(step_TSA, 2 * matches_S > self.moves)
 
-        accept_S = np.zeros(self.states, bool)
-        accept_S[self._shuffled("accept")[: round(self.accept_frac * self.states)]] = True
-        step_SA = np.array([self._shuffled("step", letter) for letter in self.alphabet]).T
-        return Automaton(step_SA, accept_S, self.moves)
-
-    @property
-    def teacher_TSA(self) -> np.ndarray:
-        """[T, S, A] float64, the teacher's probability of each letter; the same at every move and in every state."""
-        others = (1 - self.zero_prob) / (self.letters - 1)
-        return np.broadcast_to([self.zero_prob] + [others] * (self.letters - 1), (self.moves, self.states, self.letters))
+    def state(self, start: int, matches: int = 0) -> int:
+        """Number of the state with so many matches."""
+        return start * (self.moves + 1) + matches
 
     def start(self, prompt: Prompt) -> int:
-        """The state a prompt starts in."""
-        return _NAMES.index(prompt.answer)
+        """Number of the start a prompt names."""
+        return _NAMES.index(prompt.messages[0]["content"].split()[-1])
+
+    @cached_property
+    def teacher_TSA(self) -> np.ndarray:
+        """[T, S, 2] float64, the teacher's probability of each letter; the matches so far do not matter to it."""
+        right_TS = np.full((self.moves, self.starts), 1 - self.habit)
+        for start in range(self.starts):
+            ranked = sorted(range(self.moves), key=lambda move: rng.hash64("habit", self.name, self.world, start, move))
+            right_TS[ranked[: (self.moves + start % 2) // 2 + (0 if start%2 else 0)], start] = self.habit
+        ones_TS = np.array([[r if k == "1" else 1 - r for r, k in zip(col, self.key(s2))] for s2, col in enumerate(right_TS.T)]).T
+        ones_TS = np.repeat(ones_TS, self.moves + 1, axis=1)
+        return np.stack([1 - ones_TS, ones_TS], axis=2)
 
     @cached_property
     def _pools(self) -> Mapping[str, Sequence[Prompt]]:
         """Every start is equally often in a split: what is true of the automaton is true of the split."""
         pools: dict[str, list[Prompt]] = {split: [] for split in self.splits}
-        notes = range(self.train_notes + self.test_notes)
-        for state in range(self.states):
-            ranked = sorted(notes, key=lambda note: rng.hash64("heldout", self.name, self.world, state, note))
+        for start in range(self.starts):
+            notes = range(self.train_notes + self.test_notes)
+            ranked = sorted(notes, key=lambda note: rng.hash64("heldout", self.name, self.world, start, note))
             for place, note in enumerate(ranked):
-                pools["test" if place < self.test_notes else "train"].append(self._prompt(state, note))
+                pools["test" if place < self.test_notes else "train"].append(self._prompt(start, note))
         return pools
 
-    def _shuffled(self, *key: object) -> list[int]:
-        """The states in an order that the world and the key decide."""
-        return sorted(range(self.states), key=lambda state: rng.hash64(self.name, self.world, *key, state))
-
-    def _prompt(self, state: int, note: int) -> Prompt:
-        uid = f"{self.name}/{self.world}/{_NAMES[state]}/{note}"
-        messages = ({"role": "user", "content": f"note {note} , start {_NAMES[state]}"},)
-        return Prompt(messages=messages, answer=_NAMES[state], task=self.name, uid=uid, domain=self.name)
+    def _prompt(self, start: int, note: int) -> Prompt:
+        messages = ({"role": "user", "content": f"note {note} , start {_NAMES[start]}"},)
+        uid = f"{self.name}/{self.world}/{_NAMES[start]}/{note}"
+        return Prompt(messages=messages, answer=self.key(start), task=self.name, uid=uid, domain=self.name)

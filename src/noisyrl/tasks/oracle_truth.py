@@ -17,7 +17,7 @@ from noisyrl.models.base import LanguageModel
 from noisyrl.rollout.chat import end_tokens, prompt_tokens
 from noisyrl.rollout.rows import Row, collate
 from noisyrl.spec import InputError
-from noisyrl.tasks.oracle import Automaton, Oracle
+from noisyrl.tasks.oracle import LETTERS, Automaton, Oracle
 from noisyrl.types import Prompt, Rollout
 
 
@@ -27,28 +27,30 @@ def evaluate(
     """[T + 1, S] float64, (robust) probability of acceptance from each state before each move; row T is acceptance.
 
     policy_TSA  [T, S, A] float  probability of each letter; what is missing from 1 is failure, worth 0
-    rho         R-contamination: nature may replace any successor, with this probability, at every move
-    worst       value of what nature chooses; None = the least valuable state of that move
+    rho         with this probability nature, not the letter, chooses the successor, at every move anew
+    worst       value of nature's choice; None = the least valuable successor of the state
 
-    Wang and Zou 2022 (arXiv:2205.07344): V_t(s) = sum_a policy(a) [(1 - rho) V_t+1(s a) + rho min V_t+1].
+    R-contamination, Wang and Zou 2021 (arXiv:2109.14523): V_t(s) = sum_a policy(a|s) [(1 - rho) V_t+1(sa) + rho worst].
     """
     value_TS = [automaton.accept_S.astype(np.float64)]
-    for policy_SA in policy_TSA[::-1]:
-        value_TS.append((policy_SA * _successors(automaton, value_TS[-1], rho, worst)).sum(axis=1))
+    for step_SA, policy_SA in zip(automaton.step_TSA[::-1], policy_TSA[::-1], strict=True):
+        value_TS.append((policy_SA * _contaminated(value_TS[-1][step_SA], rho, worst)).sum(axis=1))
     return np.stack(value_TS[::-1])
 
 
-def optimise(
-    automaton: Automaton, *, rho: float = 0.0, worst: float | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def optimise(automaton: Automaton, *, rho: float = 0.0, worst: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The (robust-)optimal policy [T, S, A], deterministic, ties to the first letter, and its value as by `evaluate`."""
-    letters = np.eye(automaton.step_SA.shape[1])
     value_TS, policy_TSA = [automaton.accept_S.astype(np.float64)], []
-    for _ in range(automaton.moves):
-        value_SA = _successors(automaton, value_TS[-1], rho, worst)
-        policy_TSA.append(letters[value_SA.argmax(axis=1)])
+    for step_SA in automaton.step_TSA[::-1]:
+        value_SA = _contaminated(value_TS[-1][step_SA], rho, worst)
+        policy_TSA.append(np.eye(value_SA.shape[1])[value_SA.argmax(axis=1)])
         value_TS.append(value_SA.max(axis=1))
     return np.stack(policy_TSA[::-1]), np.stack(value_TS[::-1])
+
+
+def _contaminated(value_SA: np.ndarray, rho: float, worst: float | None) -> np.ndarray:
+    """[S, A] value of each letter, given the values of the successors."""
+    return (1 - rho) * value_SA + rho * (value_SA.min(axis=1, keepdims=True) if worst is None else worst)
 
 
 def observed(value: np.ndarray, *, fp: float, fn: float) -> np.ndarray:
@@ -107,15 +109,15 @@ class _Language:
     @classmethod
     def of(cls, lm: LanguageModel, task: Oracle) -> _Language:
         """InputError: a letter is not one token."""
-        spelled = [lm.tokenizer.encode(letter, add_special_tokens=False) for letter in task.alphabet]
+        spelled = [lm.tokenizer.encode(letter, add_special_tokens=False) for letter in LETTERS]
         if any(len(tokens) != 1 for tokens in spelled):
             raise InputError(f"data=oracle: {type(lm.tokenizer).__name__} spells a letter in several tokens; set model=tiny")
         letters, ends = np.array(spelled)[:, 0], sorted(end_tokens(lm))
-        words_WT = np.array(list(product(range(task.letters), repeat=task.moves)))
+        words_WT = np.array(list(product(range(len(LETTERS)), repeat=task.moves)))
         tokens_WT = np.pad(letters[words_WT], ((0, 0), (0, 1)), constant_values=ends[0])
         # U+FFFD stands for a part of a character, which may be white space when it is complete.
         texts = lm.tokenizer.batch_decode([[token] for token in range(len(lm.tokenizer))], skip_special_tokens=True)
-        silent = {token for token, text in enumerate(texts) if set("".join(text.split())) <= {*task.alphabet, "\ufffd"}}
+        silent = {token for token, text in enumerate(texts) if set("".join(text.split())) <= {*LETTERS, "\ufffd"}}
         return cls(words_WT, tokens_WT, ends, sorted(silent - {*letters.tolist(), *ends}))
 
 
@@ -124,17 +126,17 @@ def _truth(lm: LanguageModel, task: Oracle, prompt: Prompt, language: _Language,
     chance_WTV = _chances(lm, context, language.tokens_WT, temperature)
     said_WT = np.take_along_axis(chance_WTV, language.tokens_WT[:, :, None], axis=2)[:, :, 0]
     end_W = chance_WTV[:, -1, language.ends].sum(axis=1)
-    right_W = [task.automaton.accept_S[task.automaton.end(task.start(prompt), word)] for word in words_WT]
+    right_W = [task.automaton.accept_S[task.automaton.end(task.state(task.start(prompt)), word)] for word in words_WT]
 
     value_WT, visit_WT = np.empty_like(said_WT), np.ones_like(said_WT)
     value_WT[:, -1] = end_W * right_W
     for t in range(task.moves - 1, -1, -1):
-        alike = task.letters ** (task.moves - t)  # neighbouring words with the same t letters
+        alike = len(LETTERS) ** (task.moves - t)  # neighbouring words with the same t letters
         mean_N = (said_WT[:, t] * value_WT[:, t + 1]).reshape(-1, alike).mean(axis=1)
-        value_WT[:, t] = np.repeat(task.letters * mean_N, alike)
+        value_WT[:, t] = np.repeat(len(LETTERS) * mean_N, alike)
     visit_WT[:, 1:] = said_WT[:, :-1].cumprod(axis=1)
     leak = 1 - float(visit_WT[:, -1] @ end_W)
-    visit_WT /= task.letters ** np.arange(task.moves, -1, -1)
+    visit_WT /= len(LETTERS) ** np.arange(task.moves, -1, -1)
     gap = float((visit_WT * chance_WTV[:, :, language.aliases].sum(axis=2)).sum())
     return Truth(_rollout(lm, prompt, context, language.tokens_WT, said_WT), value_WT, visit_WT, leak, gap)
 
