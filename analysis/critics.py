@@ -86,7 +86,9 @@ def sample(experiment: Experiment, lm: LanguageModel, step: int) -> Graded:
     """The starting policy's rollout of a data step, with clean grades."""
     prompts = draw_prompts(experiment.data.prompts("train"), step, experiment.trainer.prompts, seed=0)
     rollout = experiment.rollout(lm, experiment.data, prompts, seed=0, step=step)
-    grades = [experiment.data.grade(prompt, turns) for prompt, turns in zip(rollout.prompts, rollout.turns, strict=True)]
+    grades = [
+        experiment.data.grade(prompt, turns) for prompt, turns in zip(rollout.prompts, rollout.turns, strict=True)
+    ]
     return rollout, torch.tensor([grade.score for grade in grades])
 
 
@@ -104,10 +106,14 @@ def judged(experiment: Experiment, lm: LanguageModel, train: Sequence[Graded], h
         found.append(describe_critic(batch, clean_B))
         values.append(batch.value.mean_BT[batch.mask_BT].double())
         wanted_B = expected_reward(experiment, clean_B)
-        outcomes.append(torch.stack([x_B[:, None].expand_as(batch.mask_BT)[batch.mask_BT] for x_B in (clean_B, wanted_B)]))
+        outcomes.append(
+            torch.stack([x_B[:, None].expand_as(batch.mask_BT)[batch.mask_BT] for x_B in (clean_B, wanted_B)])
+        )
     value_N, (clean_N, wanted_N) = torch.cat(values), torch.cat(outcomes, dim=1).double()
     averages = pd.DataFrame(found).mean()
-    quantile = {name: float(averages[f"critic/{key}"]) for name, key in _DIAGNOSTICS.items() if f"critic/{key}" in averages}
+    quantile = {
+        name: float(averages[f"critic/{key}"]) for name, key in _DIAGNOSTICS.items() if f"critic/{key}" in averages
+    }
     return {
         "correlation": correlation(value_N, clean_N),
         "bias": float((value_N - wanted_N).mean()) - sum(luck) / len(luck),

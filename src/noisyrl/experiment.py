@@ -302,5 +302,7 @@ def summary(manifest: Mapping[str, Any]) -> str:
         if name.endswith("/acc"):
             start, end = (f"{pair[key]:.3f}" if key in pair else "-" for key in ("start", "end"))
             lines.append(f"{name.split('/')[1]:32} {start:>7} {end:>7}")
+    for kind, pair in manifest.get("rewards", {}).items():
+        lines.append(f"{'training reward, ' + kind:32} {pair['start']:>7.3f} {pair['end']:>7.3f}")
     lines.append(f"results: {manifest['folder']}  policy: {manifest.get('checkpoint', '-')}")
     return "\n".join(lines)

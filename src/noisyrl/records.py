@@ -84,6 +84,17 @@ class RunFolder:
         if clocks:
             _append(self.path / "timings.jsonl", step, clocks)
 
+    def reward_course(self, steps: int = 5) -> dict[str, dict[str, float]]:
+        """{"clean" | "observed": {"start", "end"}}, mean training reward of the first and last `steps` steps."""
+        lines = (json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines())
+        trained = [line for line in lines if line["step"] > 0]
+        course = {}
+        for kind in ("clean", "observed"):
+            rewards = [line[f"reward/{kind}_mean"] for line in trained if f"reward/{kind}_mean" in line]
+            if rewards:
+                course[kind] = {"start": _mean(rewards[:steps]), "end": _mean(rewards[-steps:])}
+        return course
+
     def rewind(self, step: int) -> None:
         """Drops what was logged after `step`, a torn last line included."""
         for name in ("metrics.jsonl", "timings.jsonl"):
@@ -119,6 +130,10 @@ class RunFolder:
                 "set name= to start another run, or give the same options again"
             )
         return "completed" if manifest["status"] == "completed" else "unfinished"
+
+
+def _mean(numbers: list[float]) -> float:
+    return sum(numbers) / len(numbers)
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from noisyrl.types import rows
 from tests.frame import batch_for, built, composed, gradients, loop_for, made_up_rollout, options
 
 
-
 def own_code(name):
     """Whether an option runs other code than the one it is a preset of, and does not only change numbers."""
     parent, _, preset = name.rpartition("/")

@@ -57,7 +57,9 @@ def test_identical_over_three_steps(overrides, reference):
 
 
 def test_a_step_moves_something():
-    assert any(not torch.equal(a, b) for a, b in zip(trained("algo=ppo").values(), trained("algo=ppo", steps=0).values()))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(trained("algo=ppo").values(), trained("algo=ppo", steps=0).values())
+    )
 
 
 def test_one_squared_quantile_is_half_of_ppo():
@@ -111,7 +113,11 @@ def test_equal_values_give_bit_identical_actor_losses(name):
     other = built("algo", f"algo={name}", *(["algo.rho=0"] if name == "robust_bellman" else []))
     kind = type(loop_for(other).collector.agent(batch.rollout)[1])
     mean_BT = batch.value.mean_BT
-    wide = {"heads_BTH": mean_BT[..., None], "ensemble_BTM": mean_BT[..., None], "quantiles_BTHM": mean_BT[..., None, None]}
+    wide = {
+        "heads_BTH": mean_BT[..., None],
+        "ensemble_BTM": mean_BT[..., None],
+        "quantiles_BTHM": mean_BT[..., None, None],
+    }
     fields = {f.name: wide.get(f.name, mean_BT) for f in dataclasses.fields(kind)}
     twin = replace(batch, value=kind(**fields))
     expected = ppo.policy_loss(scores, batch, ppo.credit(batch))

@@ -102,9 +102,7 @@ class DVPO(PPO):
             target = gae(reward_BT, torch.zeros_like(reward_BT), mask_BT, gamma=self.gamma, lam=1.0)[..., None]
         gap_B, memory = running_gap(batch, target, decay=self.shift_decay)
         # The mean over quantiles has the advantages of a scalar critic with that mean.
-        return Credit(
-            advantage_BT=self.advantages(batch), target=target, extra={"gap_B": gap_B}, memory=memory
-        )
+        return Credit(advantage_BT=self.advantages(batch), target=target, extra={"gap_B": gap_B}, memory=memory)
 
     def critic_loss(self, value: QuantileValue, batch: Batch, credit: Credit) -> Loss:
         """The weighted sum of the eight terms; each is logged unweighted, as 0 where its weight is 0."""
@@ -115,14 +113,21 @@ class DVPO(PPO):
         if weights["shift"] > 0:
             terms["shift"] = shift_term(value, batch, credit.extra["gap_B"])
         total_BT = sum((weight * terms[name] for name, weight in weights.items() if weight > 0), _zeros(value))
-        return Loss(
-            total_BT=self.critic_coef * total_BT, terms={name: term.detach() for name, term in terms.items()}
-        )
+        return Loss(total_BT=self.critic_coef * total_BT, terms={name: term.detach() for name, term in terms.items()})
 
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each term, after `interval_weight` has had its say."""
-        named = {name: getattr(self, f"w_{name}") for name in _TERMS}
+        named = {
+            "qr": self.w_qr,
+            "risk": self.w_risk,
+            "cvar": self.w_cvar,
+            "gain": self.w_gain,
+            "shift": self.w_shift,
+            "shape": self.w_shape,
+            "curv": self.w_curv,
+            "cons": self.w_cons,
+        }
         if self.interval_weight is not None:
             named["risk"] = self.interval_weight if self.interval_weight_role == "coef" else 0.0
         lower, upper = self.tails
@@ -157,9 +162,11 @@ class DVPO(PPO):
             "shape": lambda: risk.shape_loss(
                 flip * sorted_NM, flip * goal_NK, lower_mass=masses[0], upper_mass=masses[1]
             ),
-            "curv": lambda: per_level
-            * risk.curvature_loss(
-                sorted_NM, lower_mass=lower, upper_mass=upper, mode=self.curv_mode, target_K=goal_NK
+            "curv": lambda: (
+                per_level
+                * risk.curvature_loss(
+                    sorted_NM, lower_mass=lower, upper_mass=upper, mode=self.curv_mode, target_K=goal_NK
+                )
             ),
             "cons": lambda: risk.consistency_loss(quantiles_NHM),
         }
@@ -172,12 +179,7 @@ class DVPO(PPO):
     def _quantile_losses(self, quantiles_NHM: Tensor, target_NK: Tensor, tau_M: Tensor, batch: Batch) -> Tensor:
         kappa = float("inf") if self.kappa is None else self.kappa * batch.reward_range.width
         divide = self.divide_by_kappa and self.kappa is not None
-        return quantile_huber_each(
-            quantiles_NHM, target_NK[:, None], tau_M, kappa=kappa, divide_by_kappa=divide
-        )
-
-
-_TERMS = ("qr", "risk", "cvar", "gain", "shift", "shape", "curv", "cons")
+        return quantile_huber_each(quantiles_NHM, target_NK[:, None], tau_M, kappa=kappa, divide_by_kappa=divide)
 
 
 def _scattered(x_N: Tensor, mask_BT: Tensor) -> Tensor:

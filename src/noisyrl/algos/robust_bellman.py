@@ -72,9 +72,7 @@ class RobustBellman(PPO):
         reward_BT, value_BT, bootstrap_BT = self.token_rewards(batch), batch.value.mean_BT, self.bootstrap(batch)
         shrink = 1 - self.token_rho if self.mode == "r_contamination" and self.trace == "consistent" else 1.0
         advantage_BT, error_BT = (
-            gae_with_bootstrap(
-                reward_BT, value_BT, bootstrap_BT, batch.mask_BT, gamma=self.gamma, lam=lam * shrink
-            )
+            gae_with_bootstrap(reward_BT, value_BT, bootstrap_BT, batch.mask_BT, gamma=self.gamma, lam=lam * shrink)
             for lam in (self.lam_actor, self.lam_critic)
         )
         return Credit(

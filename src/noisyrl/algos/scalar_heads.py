@@ -53,9 +53,7 @@ class ScalarHeads(PPO):
             terms["cons"] = keep(consistency_loss(value.heads_BTH[..., None]), mask_BT)
         total_BT = error_BT + self.w_shift * terms["shift"] + self.w_cons * terms["cons"]
         terms["value_error"] = error_BT
-        return Loss(
-            total_BT=self.critic_coef * total_BT, terms={name: term.detach() for name, term in terms.items()}
-        )
+        return Loss(total_BT=self.critic_coef * total_BT, terms={name: term.detach() for name, term in terms.items()})
 
 
 def head_errors(value: EnsembleValue, batch: Batch, credit: Credit, *, clip: float | None) -> Tensor:

@@ -21,7 +21,8 @@ from noisyrl.types import BottleneckValue, Rollout, Scores
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_LOG_VARIANCE = (-8.0, 4.0)  # beyond it the KL is in the thousands or the noise drowns everything
+_LOG_VARIANCE = (-8.0, 4.0)  # beyond it, dimensions whose noise is all there is, or none at all
+_MEAN_SD = 0.03  # of the latent's mean at the start, for states of unit size: 0.0005 nats per dimension
 
 
 @spec
@@ -39,7 +40,7 @@ class BottleneckCritic(CriticSpec):
     """What the starting policy's output layer, frozen, reads in the critic's states. self = entropy and surprise;
     align = these, and the KL from the starting policy's own distribution; none = nothing, it is not kept."""
     init_sd: Positive = 0.01
-    """Standard deviation of the initial weights of the latent's mean and of the last layer: both start near 0."""
+    """Standard deviation of the last layer's initial weights."""
 
     def make(self, hidden_size: int, *, seed: int = 0, lm: PreTrainedModel | None = None) -> Head:
         """InputError: the LM head is to be read and there is no `lm`."""
@@ -63,7 +64,7 @@ class _Bottleneck(Head):
         self.inner, self.outer = nn.Linear(size, size), nn.Linear(size, 1)
         source = rng.torch_generator("critic", seed)
         # The latent starts as the standard normal it is measured against, whatever the state: the KL starts near 0.
-        nn.init.normal_(self.mean.weight, std=config.init_sd, generator=source)
+        nn.init.normal_(self.mean.weight, std=_MEAN_SD * hidden_size**-0.5, generator=source)
         nn.init.zeros_(self.log_variance.weight)
         nn.init.normal_(self.inner.weight, std=size**-0.5, generator=source)
         nn.init.normal_(self.outer.weight, std=config.init_sd, generator=source)

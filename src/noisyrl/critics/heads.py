@@ -54,9 +54,7 @@ class HeadsCritic(CriticSpec):
     """Standard deviation of the last layer's initial weights."""
 
     def make(self, hidden_size: int, *, seed: int = 0, lm: object = None) -> Head:
-        stack = HeadStack(
-            hidden_size, heads=self.heads, outputs=1, hidden=self.hidden, init_sd=self.init_sd, seed=seed
-        )
+        stack = HeadStack(hidden_size, heads=self.heads, outputs=1, hidden=self.hidden, init_sd=self.init_sd, seed=seed)
         return _Heads(stack)
 
 

@@ -1,7 +1,7 @@
 """The oracle world: an automaton small enough that everything about it is known exactly (tasks/oracle_truth.py).
 
-    user       note 17 , start ba
-    assistant  0100110
+    user       17 ba
+    assistant  01001
 
 The prompt names a start; the note means nothing and makes distinct prompts, some of them held out. Each start has a
 hashed key, a word of 0 and 1, and an answer is right if more than half of its letters are those of the key. What an
@@ -59,7 +59,7 @@ class Oracle(DemonstratedTask):
     """Names the keys and the held-out notes."""
     starts: Annotated[int, Field(ge=2, le=len(_NAMES), multiple_of=2)] = 20
     """Starts, each with a key. Few are learned fast."""
-    moves: Annotated[int, Field(ge=1, le=11)] = 7
+    moves: Annotated[int, Field(ge=1, le=11)] = 5
     """T, letters of a word: decisions, and tokens before the end of the turn. Odd."""
     train_notes: Count = 12
     """Prompts per start in the split "train"."""
@@ -110,7 +110,9 @@ class Oracle(DemonstratedTask):
         matches_S = np.tile(np.arange(self.moves + 1), self.starts)
         state_S = np.arange(len(matches_S))
         step_TSA = np.empty((self.moves, len(state_S), len(LETTERS)), np.int64)
-        wanted_ST = np.repeat([[LETTERS.index(letter) for letter in self.key(s)] for s in range(self.starts)], self.moves + 1, axis=0)
+        wanted_ST = np.repeat(
+            [[LETTERS.index(letter) for letter in self.key(s)] for s in range(self.starts)], self.moves + 1, axis=0
+        )
         for letter in range(len(LETTERS)):
             # Unreachable: more matches than moves
             step_TSA[:, :, letter] = state_S + ((wanted_ST.T == letter) & (matches_S < self.moves))
@@ -130,8 +132,10 @@ class Oracle(DemonstratedTask):
         right_TS = np.full((self.moves, self.starts), 1 - self.habit)
         for start in range(self.starts):
             ranked = sorted(range(self.moves), key=lambda move: rng.hash64("habit", self.name, self.world, start, move))
-            right_TS[ranked[: (self.moves + start % 2) // 2 + (0 if start%2 else 0)], start] = self.habit
-        ones_TS = np.array([[r if k == "1" else 1 - r for r, k in zip(col, self.key(s2))] for s2, col in enumerate(right_TS.T)]).T
+            right_TS[ranked[: (self.moves + start % 2) // 2 + (0 if start % 2 else 0)], start] = self.habit
+        ones_TS = np.array(
+            [[r if k == "1" else 1 - r for r, k in zip(col, self.key(s2))] for s2, col in enumerate(right_TS.T)]
+        ).T
         ones_TS = np.repeat(ones_TS, self.moves + 1, axis=1)
         return np.stack([1 - ones_TS, ones_TS], axis=2)
 
@@ -147,6 +151,6 @@ class Oracle(DemonstratedTask):
         return pools
 
     def _prompt(self, start: int, note: int) -> Prompt:
-        messages = ({"role": "user", "content": f"note {note} , start {_NAMES[start]}"},)
+        messages = ({"role": "user", "content": f"{note} {_NAMES[start]}"},)
         uid = f"{self.name}/{self.world}/{_NAMES[start]}/{note}"
         return Prompt(messages=messages, answer=self.key(start), task=self.name, uid=uid, domain=self.name)

@@ -111,7 +111,9 @@ class _Language:
         """InputError: a letter is not one token."""
         spelled = [lm.tokenizer.encode(letter, add_special_tokens=False) for letter in LETTERS]
         if any(len(tokens) != 1 for tokens in spelled):
-            raise InputError(f"data=oracle: {type(lm.tokenizer).__name__} spells a letter in several tokens; set model=tiny")
+            raise InputError(
+                f"data=oracle: {type(lm.tokenizer).__name__} spells a letter in several tokens; set model=tiny"
+            )
         letters, ends = np.array(spelled)[:, 0], sorted(end_tokens(lm))
         words_WT = np.array(list(product(range(len(LETTERS)), repeat=task.moves)))
         tokens_WT = np.pad(letters[words_WT], ((0, 0), (0, 1)), constant_values=ends[0])
