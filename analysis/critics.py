@@ -22,12 +22,11 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from noisyrl.experience import Collector
 from noisyrl.experiment import Experiment
-from noisyrl.launch import build
+from noisyrl.launch import build, resolve
 from noisyrl.models.base import LanguageModel
 from noisyrl.ops.masked import correlation
 from noisyrl.policy import Agent, Critic, Policy
@@ -78,8 +77,7 @@ def run(options: argparse.Namespace) -> Iterator[dict]:
 def composed(*overrides: str) -> Experiment:
     """The experiment that these overrides describe."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
-    return build(config | {"name": "critics"})
+        return build(resolve(compose("train", [*overrides, "name=critics"])))
 
 
 def sample(experiment: Experiment, lm: LanguageModel, step: int) -> Graded:

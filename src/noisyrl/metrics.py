@@ -45,7 +45,7 @@ METRICS: Mapping[str, str] = {
     "critic/bottleneck_kl_nats": "KL of the critic's latent to the standard normal, mean over tokens",
     "critic/aux_entropy_nats": "entropy the frozen LM head reads in the critic's states, mean over its highest tokens",
     "critic/aux_nll_nats": "surprise of the frozen LM head at what was said, mean over its highest tokens",
-    "critic/align_nats": "KL from the starting policy to the frozen LM head at the critic's states, mean over both sets",
+    "critic/align_nats": "KL from the starting policy to the frozen LM head at the critic's states, mean over both",
     "critic/threshold_loss": "minus the worst-case value of the next state, by its dual; 0 at rho 0",
     "critic/threshold_mean": "mean threshold of the dual",
     "critic/threshold_above_frac": "share of next values at or below the threshold; 1 - rho per token when it is right",

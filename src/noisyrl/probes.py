@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,19 +25,19 @@ _COUNT = 8
 
 def choose(task: Task) -> Sequence[Prompt]:
     """The probe prompts of a task: the first few of its first held-out split, or of the training split."""
-    split = next((split for split in task.splits if split != "train"), "train")
-    return task.prompts(split)[:_COUNT]
+    held_out = [split for split in task.splits if split != "train"]
+    return task.prompts(held_out[0] if held_out else "train")[:_COUNT]
 
 
 @torch.no_grad()
-def snapshot(agent: torch.nn.Module, lm: LanguageModel, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+def snapshot(agent: torch.nn.Module, lm: LanguageModel, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """The critic's estimates before the first response token, by field. To be called on every process."""
     value = agent(_unanswered(lm, prompts), values_only=True)[1]
     found = {field.name.rpartition("_")[0]: getattr(value, field.name)[:, 0] for field in fields(value)}
     return {"uid": np.array([p.uid for p in prompts]), **{name: x.float().cpu().numpy() for name, x in found.items()}}
 
 
-def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write(path: Path, arrays: dict[str, Any]) -> None:
     """Writes an .npz file aside and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".writing-{path.name}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from noisyrl import rng
-from noisyrl.ops.masked import keep, masked_mean
+from noisyrl.ops.masked import masked_mean
 from noisyrl.ops.quantiles import coverage_error, crossing_rate, midpoints, pit_histogram
 from noisyrl.ops.risk import tail_weights
 from noisyrl.ops.worst_case import from_token_before

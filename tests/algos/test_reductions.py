@@ -58,7 +58,8 @@ def test_identical_over_three_steps(overrides, reference):
 
 def test_a_step_moves_something():
     assert any(
-        not torch.equal(a, b) for a, b in zip(trained("algo=ppo").values(), trained("algo=ppo", steps=0).values())
+        not torch.equal(a, b)
+        for a, b in zip(trained("algo=ppo").values(), trained("algo=ppo", steps=0).values(), strict=True)
     )
 
 

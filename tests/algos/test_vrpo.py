@@ -225,6 +225,12 @@ def test_before_training_the_head_reads_what_the_policy_says(backbone):
     assert_close(value.nll_BT, -scores.logp_BT, atol=1e-12, rtol=0)
     assert value.align_BT.abs().max() < 1e-12 < far.align_BT[rollout.mask_BT].min()
     assert alone.align_BT.abs().max() == 0
+    with torch.no_grad():
+        wanted, found = (
+            torch.log_softmax(agent.policy.head(reference_scores(rollout, seed=seed).hidden_BTD), -1) for seed in (1, 0)
+        )
+    expected = nn.functional.kl_div(found, wanted, log_target=True, reduction="none").sum(-1)  # KL(wanted || found)
+    assert_close(far.align_BT[rollout.mask_BT], expected[rollout.mask_BT], atol=1e-12, rtol=0)
 
 
 def test_the_frozen_head_is_the_starting_policys_for_ever():
@@ -400,6 +406,17 @@ def test_thresholds_come_from_the_annotated_rollout(batch):
     union = chosen | top_tokens(batch.value.nll_BT, mask, 0.3)
     assert torch.equal(credit.extra["align_BT"] > 0, union)
     assert not any(x.requires_grad for x in credit.extra.values())
+
+
+def test_the_error_is_weighed_by_the_starting_policys_uncertainty():
+    algo = built("algo", "algo=vrpo/token_weight", "algo.critic.latent=8", "algo.c_entropy=0.7", "algo.c_perplexity=0")
+    batch = batch_for(loop_for(algo), made_up_rollout())
+    entropy = batch.reference.entropy_BT[batch.mask_BT]
+    z = (entropy - entropy.mean()) / entropy.std()
+    weights = (1 + 0.7 * z).clamp(0.1, 5)
+    assert_close(algo.credit(batch).extra["error_BT"][batch.mask_BT], weights / weights.mean(), atol=1e-6, rtol=0)
+    surprised = replace(algo, c_entropy=0.0, c_perplexity=0.7).credit(batch).extra["error_BT"][batch.mask_BT]
+    assert surprised.argmin() == batch.reference.logp_BT[batch.mask_BT].argmax()
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -24,7 +24,7 @@ class Algorithm(ABC):
 
     critic: CriticSpec
     """The value network; `none` for methods whose baseline is the group."""
-    lr: Positive = 2.5e-4
+    lr: Positive = 3.5e-4
     """Peak learning rate of the policy."""
     clip_low: Fraction = 0.2
     """The probability ratio is not pushed below 1 - clip_low."""

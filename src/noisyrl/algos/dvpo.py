@@ -30,8 +30,8 @@ from noisyrl.ops import risk
 from noisyrl.ops.advantages import distributional_gae, gae, mixture_target
 from noisyrl.ops.masked import keep
 from noisyrl.ops.quantiles import midpoints, quantile_huber_each
-from noisyrl.spec import Fraction, NonNegative, spec
-from noisyrl.types import Batch, Credit, Loss, QuantileValue
+from noisyrl.spec import NonNegative, spec
+from noisyrl.types import Batch, Credit, Loss, QuantileValue, Value
 
 Tail = Annotated[float, Field(ge=0, le=0.5)]
 
@@ -92,6 +92,7 @@ class DVPO(PPO):
 
     @torch.no_grad()
     def credit(self, batch: Batch) -> Credit:
+        assert isinstance(batch.value, QuantileValue)
         reward_BT, mask_BT, quantiles_BTM = self.token_rewards(batch), batch.mask_BT, batch.value.ensemble_BTM
         if self.target_law == "mixture":
             target = mixture_target(reward_BT, quantiles_BTM, mask_BT, gamma=self.gamma, lam=self.lam_critic)
@@ -104,8 +105,9 @@ class DVPO(PPO):
         # The mean over quantiles has the advantages of a scalar critic with that mean.
         return Credit(advantage_BT=self.advantages(batch), target=target, extra={"gap_B": gap_B}, memory=memory)
 
-    def critic_loss(self, value: QuantileValue, batch: Batch, credit: Credit) -> Loss:
+    def critic_loss(self, value: Value, batch: Batch, credit: Credit) -> Loss:
         """The weighted sum of the eight terms; each is logged unweighted, as 0 where its weight is 0."""
+        assert isinstance(value, QuantileValue)
         mask_BT = batch.mask_BT
         weights = self.weights
         terms_N = {name: term() for name, term in self._terms(value, batch, credit).items() if weights[name] > 0}
@@ -141,6 +143,12 @@ class DVPO(PPO):
             return self.interval_weight, self.interval_weight
         return self.lower_mass, self.upper_mass
 
+    @property
+    def qr_tilt(self) -> float:
+        """g of quantile regression itself; 0 = all quantiles weigh the same."""
+        tilted = self.interval_weight is not None and self.interval_weight_role == "tilt"
+        return self.interval_weight if tilted and self.interval_weight else 0.0
+
     def _terms(self, value: QuantileValue, batch: Batch, credit: Credit):
         """The terms but the shift, per policy token [N], each computed when called."""
         mask_BT, (lower, upper) = batch.mask_BT, self.tails
@@ -148,8 +156,7 @@ class DVPO(PPO):
         tau_M = self._levels(quantiles_NHM)
         each_NHM = self._quantile_losses(quantiles_NHM, target_NK, tau_M, batch)
         scale = len(tau_M) if self.qr_sum else 1
-        tilted = self.interval_weight is not None and self.interval_weight_role == "tilt"
-        qr_M = risk.risk_weights(tau_M, self.interval_weight) if tilted else torch.ones_like(tau_M)
+        qr_M = risk.risk_weights(tau_M, self.qr_tilt)
         sorted_NM, goal_NK = value.ensemble_BTM[mask_BT].sort(dim=-1).values, target_NK.sort(dim=-1).values
         flip = -1 if self.shape_contracts == "upper" else 1  # mirrored: the same loss on the negated distributions
         masses = (lower, upper) if flip == 1 else (upper, lower)

@@ -29,7 +29,7 @@ from noisyrl.ops.advantages import contamination_bootstrap, gae_with_bootstrap, 
 from noisyrl.ops.masked import keep, whiten
 from noisyrl.ops.quantiles import midpoints, quantile_huber
 from noisyrl.spec import Count, Fraction, InputError, Positive, spec
-from noisyrl.types import Batch, Credit, Loss, Value
+from noisyrl.types import Batch, Credit, EnsembleValue, Loss, QuantileValue, Value
 
 
 @spec
@@ -53,7 +53,7 @@ class RobustBellman(PPO):
     bootstrap_frac: Fraction = 0.8
     """Share of the sequences each of several heads is trained on, drawn by key; 1 = all, and the heads converge."""
     kappa: Positive = 0.05
-    """Huber threshold of the quantile regression of mode=tv, as a share of the reward range; the loss is divided by it."""
+    """Huber threshold of the quantile regression of mode=tv, as a share of the reward range; it divides the loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,15 +85,18 @@ class RobustBellman(PPO):
         value, rho = batch.value, self.token_rho
         worst = batch.reward_range.low if self.worst is None else self.worst
         if self.mode == "ensemble_min":
+            assert isinstance(value, EnsembleValue)
             return contamination_bootstrap(value.mean_BT, rho=rho, worst=value.heads_BTH.amin(dim=-1))
         if self.mode == "r_contamination":
             return contamination_bootstrap(value.mean_BT, rho=rho, worst=worst)
+        assert isinstance(value, QuantileValue)
         return tv_bootstrap(value.ensemble_BTM, rho=rho, fail_value=worst)
 
     def critic_loss(self, value: Value, batch: Batch, credit: Credit) -> Loss:
         """Each head's half squared error on its share of the sequences; quantile regression for mode=tv."""
         if self.mode == "tv":
             return self._quantile_loss(value, batch, credit)
+        assert isinstance(value, EnsembleValue)
         error_BTH = head_errors(value, batch, credit, clip=self.value_clip)
         if error_BTH.shape[-1] > 1 and self.bootstrap_frac < 1:
             error_BTH = error_BTH * self._shares(batch, error_BTH)
@@ -108,6 +111,7 @@ class RobustBellman(PPO):
         return torch.from_numpy(chosen_BH).to(like_BTH)[:, None] / max(self.bootstrap_frac, 1e-9)
 
     def _quantile_loss(self, value: Value, batch: Batch, credit: Credit) -> Loss:
+        assert isinstance(value, QuantileValue)
         mask_BT = batch.mask_BT
         quantiles_BTHM = keep(value.quantiles_BTHM, mask_BT[..., None, None])
         count = quantiles_BTHM.shape[-1]

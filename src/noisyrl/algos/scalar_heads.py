@@ -21,7 +21,7 @@ from noisyrl.ops.masked import keep
 from noisyrl.ops.risk import consistency_loss
 from noisyrl.ops.surrogate import value_error
 from noisyrl.spec import NonNegative, spec
-from noisyrl.types import Batch, Credit, EnsembleValue, Loss
+from noisyrl.types import Batch, Credit, EnsembleValue, Loss, Value
 
 
 @spec
@@ -43,7 +43,8 @@ class ScalarHeads(PPO):
         gap_B, memory = running_gap(batch, credit.target, decay=self.shift_decay)
         return replace(credit, extra={"gap_B": gap_B}, memory=memory)
 
-    def critic_loss(self, value: EnsembleValue, batch: Batch, credit: Credit) -> Loss:
+    def critic_loss(self, value: Value, batch: Batch, credit: Credit) -> Loss:
+        assert isinstance(value, EnsembleValue)
         mask_BT = batch.mask_BT
         error_BT = head_errors(value, batch, credit, clip=self.value_clip).mean(dim=-1)
         terms = {name: torch.zeros_like(error_BT) for name in ("shift", "cons")}
@@ -58,6 +59,7 @@ class ScalarHeads(PPO):
 
 def head_errors(value: EnsembleValue, batch: Batch, credit: Credit, *, clip: float | None) -> Tensor:
     """[B, T, H] half squared error of each head to the return, with PPO's clipping; 0 outside the mask."""
+    assert isinstance(batch.value, EnsembleValue)
     mask_BTH = batch.mask_BT[..., None]
     return value_error(
         keep(value.heads_BTH, mask_BTH),

@@ -14,7 +14,7 @@ from noisyrl.types import EnsembleValue
 class HeadStack(nn.Module):
     """H heads of `outputs` numbers each: [..., D] -> [..., H, outputs]. All heads are one matrix product."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the shape of two layers
         self, hidden_size: int, *, heads: int, outputs: int, hidden: int, init_sd: float, seed: int, alike: bool = False
     ) -> None:
         """hidden: units of each head's hidden layer (GELU), 0 = linear. alike: the outputs of a head start equal."""

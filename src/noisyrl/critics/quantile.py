@@ -37,7 +37,7 @@ class QuantileCritic(CriticSpec):
     init_width: NonNegative = 1.0
     """Distance between the lowest and the highest quantile at the start, in units of the reward."""
     monotone: bool = False
-    """Quantiles as mean, width and a softmax over their M - 1 gaps, so that they cannot cross; false = M free outputs."""
+    """Mean, width and a softmax over the M - 1 gaps, so that quantiles cannot cross; false = M free outputs."""
     head_reduce: Literal["mean", "median"] = "mean"
     """How the heads make one distribution, quantile by quantile; the median shrugs off one stray head."""
 
@@ -75,7 +75,7 @@ class _Quantiles(Head):
 
 
 def spread(raw: Tensor) -> Tensor:
-    """[..., M + 1] -> [..., M] quantiles in order: their mean, softplus of their width, and logits of the M - 1 gaps."""
+    """Quantiles in order [..., M] from [..., M + 1]: their mean, width (before softplus) and logits of the gaps."""
     mean, width, logits = raw[..., :1], softplus(raw[..., 1:2]), raw[..., 2:]
     above_lowest = pad(width * logits.softmax(dim=-1).cumsum(dim=-1), (1, 0))
     return mean + above_lowest - above_lowest.mean(dim=-1, keepdim=True)

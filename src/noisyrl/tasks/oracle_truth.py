@@ -39,7 +39,7 @@ def evaluate(
 
 
 def optimise(automaton: Automaton, *, rho: float = 0.0, worst: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The (robust-)optimal policy [T, S, A], deterministic, ties to the first letter, and its value as by `evaluate`."""
+    """The (robust-)optimal policy [T, S, A], ties to the first letter, and its value [T + 1, S]; see `evaluate`."""
     value_TS, policy_TSA = [automaton.accept_S.astype(np.float64)], []
     for step_SA in automaton.step_TSA[::-1]:
         value_SA = _contaminated(value_TS[-1][step_SA], rho, worst)
@@ -72,7 +72,7 @@ def wasserstein(atoms_NM: np.ndarray, chance_N: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Truth:
-    """One prompt under one language model; row w is the w-th word in lexicographic order, column t its first t letters."""
+    """One prompt under one language model; row w is the w-th word in order, column t its first t letters."""
 
     rollout: Rollout  # every word and the end of its turn, T + 1 response tokens: what a critic is shown
     value_WT: np.ndarray  # [W, T + 1] probability of success once t letters of the word are said
