@@ -449,6 +449,7 @@ def test_presets_ask_for_what_they_read():
     }  # fmt: skip
     for algo in built_.values():  # the terms that are on have values; the others are 0
         loop = loop_for(algo)
+        assert loop.collector.agent.critic.head.reads_reference == (algo.w_align > 0)
         batch = batch_for(loop, made_up_rollout())
         sums = {}
         loop._apply = lambda: {}
