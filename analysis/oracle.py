@@ -28,7 +28,7 @@ from noisyrl.spec import InputError
 from noisyrl.tasks.oracle import Oracle
 from noisyrl.tasks.oracle_truth import Truth, evaluate, observed, optimise, truths, wasserstein
 from noisyrl.trainer import Loop
-from noisyrl.types import Value, concat
+from noisyrl.types import QuantileValue, Value, concat
 
 _RHO = (0.0, 0.05, 0.1, 0.2, 0.5)
 
@@ -45,6 +45,7 @@ def main() -> None:
     words = ["experiment=oracle", f"seed={options.seed}", *options.set]
     base = composed(*words, "algo=grpo")
     lm, task = base.model.load(base.data), base.data
+    assert isinstance(task, Oracle), "experiment=oracle says so"
     known = truths(lm, task, one_per_start(task), temperature=base.rollout.temperature)
     answers = [sample(base, lm, step) for step in range(options.steps)]
     rows = []
@@ -88,7 +89,7 @@ def errors(loop: Loop, known: Sequence[Truth]) -> dict[str, float]:
         "bias": float(weight_N @ (mean_N - exact_N)),
         "correlation": float(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])),
     }
-    if hasattr(value, "quantiles_BTHM"):
+    if isinstance(value, QuantileValue):
         atoms_NM = value.ensemble_BTM.double().flatten(0, 1).numpy()
         found["w1"] = float(weight_N @ wasserstein(atoms_NM, exact_N))
     return found
