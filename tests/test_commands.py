@@ -73,7 +73,7 @@ def test_the_same_command_again_skips(place):
 def test_another_config_is_refused(place):
     before = contents(place / "first/x")
     done = command(place, "algo=ppo", "runs=first", "algo.lr=1e-5")
-    assert done.returncode == 1 and "algo.lr: 0.00025 -> 1e-05" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "algo.lr: 0.00035 -> 1e-05" in done.stderr and "Traceback" not in done.stderr
     assert before == contents(place / "first/x")
 
 
@@ -151,9 +151,11 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_touched(place):
 
 
 def test_two_processes_make_the_rollouts_and_rewards_of_one(place):
-    assert command(place, "algo=ppo", "noise=flip0.3", "runs=one", "data=dialogue").returncode == 0
+    # A small rate: Adam's first steps are as large for a gradient of rounding errors as for any other.
+    same = ["algo=ppo", "noise=flip0.3", "data=dialogue", "algo.critic.lr=5e-4", "algo.lr=2.5e-4"]
+    assert command(place, *same, "runs=one").returncode == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words = arguments(place, "algo=ppo", "noise=flip0.3", "runs=two", "data=dialogue")[1:]
+    words = arguments(place, *same, "runs=two")[1:]
     done = subprocess.run([*torchrun, *words], cwd=place, env=environment(place), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (
@@ -179,7 +181,7 @@ def test_jobs_side_by_side(place):
     done = command(place, "algo=grpo", "seed=0,1", "launcher=joblib", "runs=parallel", "name=null", "-m")
     assert done.returncode == 0, done.stderr[-2000:]
     runs = sorted(path.name for path in (place / "parallel").iterdir() if (path / "manifest.json").is_file())
-    assert [name[:22] for name in runs] == ["math-tiny-grpo-none-s0", "math-tiny-grpo-none-s1"]
+    assert [name[:22] for name in runs] == ["math-tiny-grpo-flip0.3", "math-tiny-grpo-flip0.3"]
 
 
 def test_a_finished_run_is_scored_and_tabulated(place):

@@ -86,7 +86,7 @@ class Truth:
         return float(self.value_WT[0, 0])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def truths(lm: LanguageModel, task: Oracle, prompts: Sequence[Prompt], *, temperature: float = 1.0) -> list[Truth]:
     """The truth about each prompt, from the model's own probabilities of every token of every word.
 
