@@ -184,8 +184,8 @@ def test_what_cannot_be_is_refused():
 
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory) -> LanguageModel:
-    """A model that has hardly learned the language: it often says what is no word."""
-    short = WarmStart(steps=40, rising_steps=10)
+    """A model that has not quite learned the language: sometimes it says what is no word."""
+    short = WarmStart(steps=300, rising_steps=20)
     spec = FromScratch(hidden=32, layers=2, intermediate=32, heads=2, kv_heads=1, head_dim=16, warm_start=short,
                        cache_dir=str(tmp_path_factory.mktemp("cache")))  # fmt: skip
     return spec.load(TASK)
@@ -210,7 +210,7 @@ def test_the_truth_about_a_language_model_is_a_sum_over_its_words(lm, temperatur
     tokens = [lm.tokenizer.encode(word) for word in words]
     whole_W = np.array([said(lm, context, [*t, end], temperature) for t in tokens])
     right_W = np.array([TASK.grade(prompt, [word]).score for word in words])
-    assert 0.02 < truth.leak == pytest.approx(1 - whole_W.sum(), abs=1e-5)
+    assert 1e-3 < truth.leak == pytest.approx(1 - whole_W.sum(), abs=1e-5)
     for row, place in ((0, 0), (5, 0), (5, 2), (21, 3), (30, 5)):
         begins = [word[:place] == words[row][:place] for word in words]
         reached = said(lm, context, tokens[row][:place], temperature)
