@@ -31,6 +31,11 @@ def same(found, expected):
 
 
 ONE_HEAD = "algo.critic.heads=1"
+SAME_RATE = ("algo.critic.lr=1e-3",)
+ONE_QUANTILE = (
+    "algo=dvpo/qr", "algo.critic.quantiles=1", ONE_HEAD, "algo.critic.init_center=0", "algo.kappa=null",
+    "algo.divide_by_kappa=false", "algo.critic.monotone=false", *SAME_RATE,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -65,17 +70,15 @@ def test_a_step_moves_something():
 
 def test_one_squared_quantile_is_half_of_ppo():
     """M = N = 1, tau = 1/2, kappa = infinity: the critic's loss is half of PPO's, the actor's is the same."""
-    one = ("algo=dvpo/qr", "algo.critic.quantiles=1", ONE_HEAD, "algo.critic.init_center=0", "algo.kappa=null")
-    found = trained(*one, "algo.divide_by_kappa=false")
-    expected = trained("algo=ppo", *MATCHED, "algo.critic_coef=0.5", "algo.value_clip=null")
+    found = trained(*ONE_QUANTILE)
+    expected = trained("algo=ppo", *MATCHED, *SAME_RATE, "algo.critic_coef=0.5", "algo.value_clip=null")
     for name, tensor in expected.items():
         assert_close(found[name], tensor, atol=1e-6, rtol=0)
 
 
 def test_the_right_grid_does_not_reduce():
-    one = ("algo=dvpo/qr", "algo.critic.quantiles=1", ONE_HEAD, "algo.critic.init_center=0", "algo.kappa=null")
-    found = trained(*one, "algo.divide_by_kappa=false", "algo.tau_grid=right")
-    expected = trained("algo=ppo", *MATCHED, "algo.critic_coef=0.5", "algo.value_clip=null")
+    found = trained(*ONE_QUANTILE, "algo.tau_grid=right")
+    expected = trained("algo=ppo", *MATCHED, *SAME_RATE, "algo.critic_coef=0.5", "algo.value_clip=null")
     assert any((found[name] - tensor).abs().max() > 1e-6 for name, tensor in expected.items())
 
 
