@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--algo", nargs="+", default=["ppo", "dvpo"], help="options of conf/algo that have a critic")
     parser.add_argument("--noise", nargs="+", default=["none", "gaussian", "flip0.3", "het3"])
     parser.add_argument("--lr", nargs="+", default=[None], help="critic learning rates; default: each algorithm's own")
+    parser.add_argument("--decay", choices=["constant", "linear"], default="linear", help="of the rate, down to 0")
     parser.add_argument("--data", default="dialogue")
     parser.add_argument("--seeds", type=int, default=3, help="of the critic's weights and of the noise")
     parser.add_argument("--train", type=int, default=40, help="steps of 128 rollouts to learn from")
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> Iterator[dict]:
         words = [f"data={options.data}", f"noise={noise}", f"algo={algo}", f"seed={seed}", *options.set]
         experiment = composed(*words, *([f"algo.critic.lr={lr}"] if lr else []))
         record = {"noise": noise, "algo": algo, "lr": experiment.algo.critic.lr, "seed": seed, "set": options.set}
-        record |= judged(experiment, lm, train, heldout)
+        record |= {"decay": options.decay} | judged(experiment, lm, train, heldout, decay=options.decay == "linear")
         if options.out:
             with options.out.open("a") as file:
                 file.write(json.dumps(record) + "\n")
@@ -90,11 +91,18 @@ def sample(experiment: Experiment, lm: LanguageModel, step: int) -> Graded:
     return rollout, torch.tensor([grade.score for grade in grades])
 
 
-def judged(experiment: Experiment, lm: LanguageModel, train: Sequence[Graded], heldout: Sequence[Graded]) -> dict:
-    """Trains a fresh critic on `train` and says how good it is on `heldout`."""
+def judged(
+    experiment: Experiment, lm: LanguageModel, train: Sequence[Graded], heldout: Sequence[Graded], *, decay: bool
+) -> dict:
+    """Trains a fresh critic on `train` and says how good it is on `heldout`.
+
+    decay  the rate falls to 0 over `train`. A constant rate keeps the luck of the last few steps' noise in the mean.
+    """
     loop = critic_loop(experiment, lm)
     luck = []
     for step, (rollout, clean_B) in enumerate(train):
+        for group in loop.optimizer.param_groups:
+            group["peak_lr"] = experiment.algo.critic.lr * (1 - step / len(train) if decay else 1)
         experience = loop.collector.annotate(rollout, clean_B, step)
         luck.append(float((experience.batch.reward_B - expected_reward(experiment, clean_B)).mean()))
         loop.learn(experience.batch, step, step=-1)
@@ -149,7 +157,7 @@ def critic_loop(experiment: Experiment, lm: LanguageModel) -> Loop:
 
 def table(records: Sequence[dict]) -> str:
     """Markdown: one row per noise, algorithm and learning rate."""
-    frame = pd.DataFrame(records).drop(columns=["set", "seed"])
+    frame = pd.DataFrame(records).drop(columns=["set", "seed", "decay"])
     groups = frame.groupby(["noise", "algo", "lr"], sort=False)
     shown = groups.mean().round(3).astype(object)
     for column in ("correlation", "bias"):
