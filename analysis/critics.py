@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from hydra import compose, initialize_config_dir
 from tqdm import tqdm
 
-from noisyrl.experience import Collector
+from noisyrl.experience import Collector, Grades
 from noisyrl.experiment import Experiment
 from noisyrl.launch import build, resolve
 from noisyrl.models.base import LanguageModel
@@ -103,12 +103,12 @@ def judged(
     for step, (rollout, clean_B) in enumerate(train):
         for group in loop.optimizer.param_groups:
             group["peak_lr"] = experiment.algo.critic.lr * (1 - step / len(train) if decay else 1)
-        experience = loop.collector.annotate(rollout, clean_B, step)
+        experience = loop.collector.annotate(rollout, Grades(clean_B), step)
         luck.append(float((experience.batch.reward_B - expected_reward(experiment, clean_B)).mean()))
         loop.learn(experience.batch, step, step=-1)
     found, values, outcomes = [], [], []
     for step, (rollout, clean_B) in enumerate(heldout):
-        batch = loop.collector.annotate(rollout, clean_B, _HELD_OUT + step).batch
+        batch = loop.collector.annotate(rollout, Grades(clean_B), _HELD_OUT + step).batch
         found.append(describe_critic(batch, clean_B))
         values.append(batch.value.mean_BT[batch.mask_BT].double())
         wanted_B = expected_reward(experiment, clean_B)

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from analysis.critics import composed, critic_loop, sample
+from noisyrl.experience import Grades
 from noisyrl.experiment import Experiment
 from noisyrl.models.base import LanguageModel
 from noisyrl.noise.base import Noise
@@ -69,14 +70,14 @@ def trained(experiment: Experiment, lm: LanguageModel, answers: Sequence) -> Loo
     if not any(group["part"] == "critic" for group in loop.optimizer.param_groups):
         raise InputError(f"--algo: {type(experiment.algo).__name__} has no critic to train; name one that has")
     for step, (rollout, clean_B) in enumerate(answers):
-        loop.learn(loop.collector.annotate(rollout, clean_B, step).batch, step, step=-1)
+        loop.learn(loop.collector.annotate(rollout, Grades(clean_B), step).batch, step, step=-1)
     return loop
 
 
 def errors(loop: Loop, known: Sequence[Truth]) -> dict[str, float]:
     """Distance of a critic to the truth, over all prefixes weighted by visits."""
     rollout = concat([truth.rollout for truth in known])
-    value: Value = loop.collector.annotate(rollout, torch.zeros(len(rollout.prompts)), 0).batch.value
+    value: Value = loop.collector.annotate(rollout, Grades(torch.zeros(len(rollout.prompts))), 0).batch.value
     rate = flip_rate(loop.collector.noise)
     exact_N = observed(np.concatenate([truth.value_WT.ravel() for truth in known]), fp=rate, fn=rate)
     weight_N = np.concatenate([truth.visit_WT.ravel() for truth in known])

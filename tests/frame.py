@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from noisyrl.experience import Collector, share
+from noisyrl.experience import Collector, Experience, Grades, share
+from noisyrl.ledger import Ledger
 from noisyrl.policy import Agent, Critic, Policy
 from noisyrl.trainer import Loop, Trainer
 from noisyrl.types import Batch, Prompt, Rollout, rows
@@ -108,12 +109,23 @@ def batch_for(loop: Loop, rollout: Rollout) -> Batch:
     of_prompt = rollout.group_B.bincount().tolist()
     mine = share(len(of_prompt), loop.collector.accelerator)
     index = torch.arange(sum(of_prompt[: mine.start]), sum(of_prompt[: mine.stop]))
-    batch = loop.collector.annotate(rows(rollout, index), reward[index], 0).batch
+    batch = loop.collector.annotate(rows(rollout, index), Grades(reward[index]), 0).batch
     with torch.no_grad():
         scores, _ = loop.collector.agent(batch.rollout)
     # An old policy that differs from the new one: ratios away from 1, some of them clipped.
     shifted = scores.logp_BT + 0.3 * torch.randn(scores.logp_BT.shape, generator=g, dtype=scores.logp_BT.dtype)
     return replace(batch, logp_BT=torch.where(batch.mask_BT, shifted, 0))
+
+
+def experience_of(batch: Batch) -> Experience:
+    """The batch as if nothing had been done to its rewards."""
+    uids, finished_B = [prompt.uid for prompt in batch.rollout.prompts], batch.rollout.finished_B
+    ledger = Ledger(
+        uids=uids, sample_B=batch.rollout.sample_B, group_B=batch.group_B, clean_B=batch.reward_B,
+        observed_B=batch.reward_B, used_B=batch.reward_B, causes=[""] * len(uids), statuses=["scored"] * len(uids),
+        finished_B=finished_B,
+    )  # fmt: skip
+    return Experience(batch=batch, clean_B=batch.reward_B, ledger=ledger)
 
 
 def gradients(loop: Loop, batch: Batch) -> dict[str, torch.Tensor]:

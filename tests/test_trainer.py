@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from noisyrl.experience import by_length
+from noisyrl.experience import Grades, by_length
 from noisyrl.provenance import realised_noise
 from noisyrl.spec import InputError
 from noisyrl.tasks.base import batch as draw
@@ -97,15 +97,15 @@ def test_responses_that_could_not_be_scored_leave_the_batch():
     rollout = made_up_rollout()
     clean = torch.zeros(16, dtype=torch.float64)
     clean[3], clean[5:8] = float("nan"), 1.0
-    experience = loop.collector.annotate(rollout, clean, 0)
-    assert experience.unscored == 1 and len(experience.batch.reward_B) == 15
+    experience = loop.collector.annotate(rollout, Grades(clean), 0)
+    assert len(experience.ledger.uids) == 16 and len(experience.batch.reward_B) == 15
     assert (3 not in experience.batch.rollout.sample_B[experience.batch.group_B == 0]) and (
         experience.batch.group_B == 0
     ).sum() == 3
     metrics = describe(experience)
     assert metrics["rollout/unscored_frac"] == 1 / 16 and metrics["reward/clean_mean"] == pytest.approx(3 / 15)
-    nothing = loop.collector.annotate(rollout, torch.full((16,), float("nan"), dtype=torch.float64), 0)
-    assert describe(nothing) == {"rollout/unscored_frac": 1.0}
+    nothing = loop.collector.annotate(rollout, Grades(torch.full((16,), float("nan"), dtype=torch.float64)), 0)
+    assert describe(nothing) == {"rollout/unscored_frac": 1.0, "noise/left_out_frac": 0.0}
 
 
 def test_the_data_stream_is_a_function_of_seed_and_step():
@@ -129,8 +129,8 @@ def test_log_probabilities_of_an_untrusted_sampler_are_computed_again():
     loop = loop_for(built("algo", "algo=grpo"))
     rollout = made_up_rollout()
     reward = torch.zeros(16, dtype=torch.float64)
-    assert torch.equal(loop.collector.annotate(rollout, reward, 0).batch.logp_BT, rollout.logp_BT)
-    again = replace(loop.collector, trust_sampler=False).annotate(rollout, reward, 0).batch.logp_BT
+    assert torch.equal(loop.collector.annotate(rollout, Grades(reward), 0).batch.logp_BT, rollout.logp_BT)
+    again = replace(loop.collector, trust_sampler=False).annotate(rollout, Grades(reward), 0).batch.logp_BT
     with torch.no_grad():
         expected = loop.collector.agent(rollout)[0].logp_BT
     torch.testing.assert_close(again, expected, atol=1e-12, rtol=0)
@@ -142,8 +142,8 @@ def test_what_noise_did_is_counted():
     clean = torch.tensor([1.0] * 10 + [0.0] * 6, dtype=torch.float64)
     noisy = clean.clone()
     noisy[:3], noisy[10:13] = 0.0, 1.0
-    experience = loop.collector.annotate(made_up_rollout(), clean, 0)
-    progress.count(replace(experience, batch=replace(experience.batch, reward_B=noisy)))
+    experience = loop.collector.annotate(made_up_rollout(), Grades(clean), 0)
+    progress.count(replace(experience, ledger=replace(experience.ledger, observed_B=noisy)))
     found = realised_noise(progress)
     assert found["realised_false_negative_rate"] == pytest.approx(0.3)
     assert found["realised_false_positive_rate"] == pytest.approx(0.5)

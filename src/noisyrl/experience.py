@@ -1,4 +1,4 @@
-"""One step's experience: sample, grade, add noise, annotate.
+"""One step's experience: sample, grade, add noise, correct, annotate.
 
 Every process handles its share of the prompts; what it found is gathered, so that noise and credit see the whole
 step everywhere and world size changes nothing.
@@ -6,19 +6,23 @@ step everywhere and world size changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from noisyrl.correction.base import Correction
+from noisyrl.correction.none import NoCorrection
+from noisyrl.ledger import Ledger, group_numbers
 from noisyrl.models.base import LanguageModel
 from noisyrl.noise.base import Noise
 from noisyrl.rollout.base import Sampler
 from noisyrl.tasks.base import Task
-from noisyrl.types import Batch, Prompt, Rollout, Scores, Value, concat, rows, to_device
+from noisyrl.tasks.deadline import graded
+from noisyrl.types import Batch, Prompt, Range, Rollout, Scores, Value, concat, rows, to_device
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,28 @@ class Experience:
     """A batch, and beside it what must never reach an algorithm."""
 
     batch: Batch
-    clean_B: Tensor
-    unscored: int  # responses that could not be graded and were left out
+    clean_B: Tensor  # of the batch's rows
+    ledger: Ledger  # of all rows, those left out of the batch included
+    memory: Mapping[str, float] = field(default_factory=dict)  # of the correction, for the next step
+
+    @property
+    def clean_batch(self) -> Batch:
+        """The batch as it would be without noise: for measurements beside the training, never for an update."""
+        return replace(self.batch, reward_B=self.clean_B.to(self.batch.reward_B), early_BT=None)
+
+
+@dataclass(frozen=True)
+class Grades:
+    """Clean grades of some responses."""
+
+    clean_B: Tensor  # NaN = could not be scored
+    statuses: Sequence[str] = ()  # [B] scored, error, timeout; () = what the scores say
+
+    def __post_init__(self) -> None:
+        if not self.statuses:
+            said = ["error" if missing else "scored" for missing in self.clean_B.isnan().tolist()]
+            object.__setattr__(self, "statuses", said)
+        assert len(self.statuses) == len(self.clean_B)
 
 
 @dataclass(frozen=True)
@@ -36,6 +60,7 @@ class _Share:
 
     rollout: Rollout
     clean_B: Tensor  # NaN = could not be scored
+    statuses: Sequence[str]
     logp_BT: Tensor  # under the policy as the trainer computes it
     reference: Scores | None
     value: Value
@@ -55,44 +80,78 @@ class Collector:
     micro_rows: int
     seed: int
     trust_sampler: bool = True  # its log-probabilities are the trainer's: same weights, same precision
+    correction: Correction = NoCorrection()
+    grader_deadline_s: float = 60.0
 
-    def sample(self, prompts: Sequence[Prompt], step: int) -> tuple[Rollout, Tensor]:
-        """This process's share of the rollout with clean grades [B] (NaN = could not be scored)."""
+    def sample(self, prompts: Sequence[Prompt], step: int) -> tuple[Rollout, Grades]:
+        """This process's share of the rollout, graded."""
         mine = prompts[share(len(prompts), self.accelerator)]
         rollout = to_device(self.sampler(self.lm, self.task, mine, seed=self.seed, step=step), self.accelerator.device)
-        grades = [self.task.grade(prompt, turns) for prompt, turns in zip(rollout.prompts, rollout.turns, strict=True)]
+        grades = [
+            graded(self.task, prompt, turns, self.grader_deadline_s)
+            for prompt, turns in zip(rollout.prompts, rollout.turns, strict=True)
+        ]
         scores = [float("nan") if grade.score is None else grade.score for grade in grades]
-        return rollout, torch.tensor(scores, device=self.accelerator.device)
+        clean_B = torch.tensor(scores, device=self.accelerator.device)
+        return rollout, Grades(clean_B, [grade.status for grade in grades])
 
-    def annotate(self, rollout: Rollout, clean_B: Tensor, step: int) -> Experience:
-        """The whole step's experience, the same on every process."""
-        found = self._gather(self._estimates(rollout, clean_B))
+    def annotate(
+        self, rollout: Rollout, grades: Grades, step: int, memory: Mapping[str, float] | None = None
+    ) -> Experience:
+        """The whole step's experience, the same on every process. memory: `Experience.memory` of the step before."""
+        found = self._gather(self._estimates(rollout, grades))
         scored = (~found.clean_B.isnan()).nonzero().flatten()
-        kept = rows(found, scored)
+        part, clean_N = rows(found.rollout, scored), found.clean_B[scored]
+        observed_N, causes_N = self.noise.causes(clean_N, part, step)
+        memory = self.correction.remember(clean_N, observed_N, part, memory or {})
+        used_N = self.correction(observed_N, part, memory)
+        ledger = _ledger(found, scored, observed_N, used_N, causes_N)
+        kept = rows(found, ledger.kept)
         batch = Batch(
             rollout=kept.rollout,
-            reward_B=self.noise(kept.clean_B, kept.rollout, step),
+            reward_B=ledger.used_B[ledger.kept],
             logp_BT=kept.logp_BT,
             reference=kept.reference,
             value=kept.value,
-            reward_range=self.noise.reward_range,
+            reward_range=self.correction.corrected_range(self.noise.observed_range(Range())),
+            early_BT=self.noise.early_rewards(kept.rollout, step),
         )
-        return Experience(batch=batch, clean_B=kept.clean_B, unscored=len(found.clean_B) - len(scored))
+        return Experience(batch=batch, clean_B=kept.clean_B, ledger=ledger, memory=memory)
 
     @torch.no_grad()
-    def _estimates(self, rollout: Rollout, clean_B: Tensor) -> _Share:
+    def _estimates(self, rollout: Rollout, grades: Grades) -> _Share:
         value = in_micro_batches(lambda part: self.agent(part, values_only=True)[1], rollout, self.micro_rows)
         logp_BT = rollout.logp_BT
         if not self.trust_sampler:
             logp_BT = in_micro_batches(lambda part: self.agent(part)[0], rollout, self.micro_rows).logp_BT
         reference = None if self.reference is None else in_micro_batches(self.reference, rollout, self.micro_rows)
-        return _Share(rollout, clean_B, logp_BT, reference, value)
+        return _Share(rollout, grades.clean_B, grades.statuses, logp_BT, reference, value)
 
     def _gather(self, local: _Share) -> _Share:
         if self.accelerator.num_processes == 1:
             return local
         found = gather_object([to_device(local, torch.device("cpu"))])
         return to_device(concat(found), self.accelerator.device)
+
+
+def _ledger(found: _Share, scored: Tensor, observed_N: Tensor, used_N: Tensor, causes_N: Sequence[str]) -> Ledger:
+    """What became of all rows, of which noise and correction saw those numbered `scored`."""
+    uids = [prompt.uid for prompt in found.rollout.prompts]
+    missing_B = torch.full_like(found.clean_B, float("nan"))
+    causes = [""] * len(uids)
+    for row, cause in zip(scored.tolist(), causes_N, strict=True):
+        causes[row] = cause
+    return Ledger(
+        uids=uids,
+        sample_B=found.rollout.sample_B,
+        group_B=group_numbers(uids).to(found.clean_B.device),
+        clean_B=found.clean_B,
+        observed_B=missing_B.index_copy(0, scored, observed_N),
+        used_B=missing_B.index_copy(0, scored, used_N),
+        causes=causes,
+        statuses=found.statuses,
+        finished_B=found.rollout.finished_B,
+    )
 
 
 def share(count: int, accelerator: Accelerator) -> slice:

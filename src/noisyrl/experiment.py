@@ -19,11 +19,13 @@ from tqdm import tqdm
 
 from noisyrl import checkpoint, probes
 from noisyrl.algos.base import Algorithm
+from noisyrl.correction.base import Correction
+from noisyrl.correction.none import NoCorrection
 from noisyrl.evaluation.harness import Evaluation
 from noisyrl.experience import Collector
 from noisyrl.loggers.base import Logger
 from noisyrl.models.base import LanguageModel, ModelSpec
-from noisyrl.noise.base import Noise
+from noisyrl.noise.base import Noise, Setting
 from noisyrl.policy import Agent, Critic, Policy
 from noisyrl.provenance import describe_inputs, describe_run, failure_recorded, finish_run, identity
 from noisyrl.records import RunFolder
@@ -31,7 +33,9 @@ from noisyrl.rollout.base import Sampler
 from noisyrl.rollout.chat import prompt_tokens
 from noisyrl.spec import InputError, Natural, spec
 from noisyrl.tasks.base import Task
+from noisyrl.tasks.base import batch as draw_prompts
 from noisyrl.trainer import Loop, Trainer
+from noisyrl.types import Prompt
 
 
 @spec
@@ -48,6 +52,7 @@ class Experiment:
     """Size class of the experiment; tables never mix tiers."""
     algo: Algorithm
     noise: Noise
+    correction: Correction = NoCorrection()
     data: Task
     model: ModelSpec
     rollout: Sampler
@@ -78,6 +83,8 @@ class Experiment:
                 return self._skip(folder, accelerator)
             if accelerator.is_main_process:
                 print(f"run {self.name} [{self.tier}], noise {self.noise.describe()}", file=sys.stderr)
+                if not isinstance(self.correction, NoCorrection):
+                    print(f"correction {self.correction.describe()}", file=sys.stderr)
             with failure_recorded(folder):
                 return _Session(self, folder, accelerator).run(resume=state == "unfinished")
         finally:
@@ -157,7 +164,9 @@ class _Session:
             lm=self.lm,
             task=e.data,
             sampler=e.rollout,
-            noise=e.noise,
+            noise=self._prepared_noise(prompts),
+            correction=e.correction,
+            grader_deadline_s=e.trainer.grader_deadline_s,
             agent=agent,
             reference=reference,
             micro_rows=e.trainer.micro_rows,
@@ -166,6 +175,23 @@ class _Session:
         )
         return Loop(
             trainer=e.trainer, algo=e.algo, collector=collector, optimizer=optimizer, prompts=prompts, seed=e.seed
+        )
+
+    def _prepared_noise(self, prompts: list[Prompt]) -> Noise:
+        e, trainer = self.experiment, self.experiment.trainer
+        streams = range(e.algo.critic.warmup_steps + trainer.steps)
+        met = {p.uid: p for step in streams for p in draw_prompts(prompts, step, trainer.prompts, e.seed)}
+        return e.noise.prepare(
+            Setting(
+                task=e.data,
+                lm=self.lm,
+                sampler=e.rollout,
+                prompts=prompts,
+                met=list(met.values()),
+                seed=e.seed,
+                folder=self.folder.path,
+                main=self.main,
+            )  # fmt: skip
         )
 
     def run(self, *, resume: bool) -> dict[str, float]:
@@ -217,8 +243,10 @@ class _Session:
     def _train(self, start: int) -> None:
         e = self.experiment
         with tqdm(total=e.trainer.steps, initial=max(start, 0), desc=e.name, unit="step", disable=not self.main) as bar:
-            for step, metrics in self.loop.steps():
+            for step, metrics, ledger in self.loop.steps():
                 self._log(step, metrics)
+                if self.main:
+                    self.folder.enter(ledger.entries(step))
                 bar.update(step > 0)
                 shown = {name: metrics.get(f"reward/{name}_mean", math.nan) for name in ("clean", "observed")}
                 bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})

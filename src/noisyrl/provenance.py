@@ -87,7 +87,7 @@ def finish_run(folder: RunFolder, loop: Loop, *, seconds: float) -> None:
         peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         rewards=folder.reward_course(),
         noise=folder.manifest["noise"] | realised_noise(loop.progress),
-        **{key: value for key, value in asdict(loop.progress).items() if key != "memory"},
+        **{key: value for key, value in asdict(loop.progress).items() if key not in ("memory", "correction")},
     )
 
 

@@ -3,6 +3,7 @@
 runs/NAME/manifest.json     what it is, where it stands, what made it; rewritten atomically while running
 runs/NAME/config.yaml       the resolved config
 runs/NAME/metrics.jsonl     one object per step; the same bytes for the same run, killed and resumed or not
+runs/NAME/ledger.jsonl      one object per sample: clean and observed reward, and why they differ
 runs/NAME/timings.jsonl     wall-clock seconds of the same steps, which differ from run to run
 runs/NAME/checkpoints/      checkpoint.py
 runs/NAME/probes/           probes.py
@@ -17,7 +18,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ class RunFolder:
         if clocks:
             _append(self.path / "timings.jsonl", step, clocks)
 
+    def enter(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Appends one step's entries to the ledger."""
+        with (self.path / "ledger.jsonl").open("a") as stream:
+            stream.writelines(json.dumps(entry) + "\n" for entry in entries)
+
     def reward_course(self, steps: int = 5) -> dict[str, dict[str, float]]:
         """{"clean" | "observed": {"start", "end"}}, mean training reward of the first and last `steps` steps."""
         lines = (json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines())
@@ -97,7 +103,7 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Drops what was logged after `step`, a torn last line included."""
-        for name in ("metrics.jsonl", "timings.jsonl"):
+        for name in ("metrics.jsonl", "timings.jsonl", "ledger.jsonl"):
             file = self.path / name
             lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]

@@ -22,6 +22,7 @@ from torch import Tensor
 from noisyrl import rng
 from noisyrl.algos.base import Algorithm
 from noisyrl.experience import Collector, Experience, by_length
+from noisyrl.ledger import Ledger
 from noisyrl.ops.masked import correlation, explained_variance, keep, masked_mean
 from noisyrl.policy import Agent
 from noisyrl.spec import Count, Natural, NonNegative, Positive, spec
@@ -61,6 +62,8 @@ class Trainer:
     threads: Natural = 1
     """CPU threads per process; 0 = torch's choice. Fixed because it decides rounding: a run must give the same bytes
     alone and beside others."""
+    grader_deadline_s: Positive = 60.0
+    """Seconds of wall clock after which grading a response is given up: it is left out, never counted as wrong."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 = mixed precision with float32 weights; the sampler's log-probabilities are then computed again."""
     activation_checkpointing: bool = False
@@ -97,10 +100,13 @@ class Progress:
     right_lowered: int = 0  # of these, rewarded less than they deserved
     wrong_raised: int = 0  # of the others, rewarded more than they deserved
     memory: dict[str, float] = field(default_factory=dict)  # what the algorithm carries from step to step
+    correction: dict[str, float] = field(default_factory=dict)  # what the correction carries
 
     def count(self, experience: Experience) -> None:
         """Adds one step's rollouts."""
-        clean_B, observed_B = experience.clean_B, experience.batch.reward_B
+        ledger = experience.ledger
+        both = (ledger.clean_B.isfinite() & ledger.observed_B.isfinite()).nonzero().flatten()
+        clean_B, observed_B = ledger.clean_B[both], ledger.observed_B[both]
         right_B = clean_B > 0.5
         self.rollouts += len(clean_B)
         self.tokens += int(experience.batch.mask_BT.sum())
@@ -121,40 +127,48 @@ class Loop:
     seed: int
     progress: Progress = field(default_factory=Progress)
 
-    def steps(self) -> Iterator[tuple[int, Mapping[str, float]]]:
-        """Runs the loop, yielding (step, metrics) after each step; steps up to 0 are critic warm-up."""
+    def steps(self) -> Iterator[tuple[int, Mapping[str, float], Ledger]]:
+        """Runs the loop, yielding (step, metrics, ledger) after each step; steps up to 0 are critic warm-up."""
         warmup = self.algo.critic.warmup_steps
         while self.progress.position < warmup + self.trainer.steps:
-            yield self.progress.position - warmup + 1, self._step(self.progress.position - warmup)
+            yield self.progress.position - warmup + 1, *self._step(self.progress.position - warmup)
 
-    def _step(self, step: int) -> Mapping[str, float]:
+    def _step(self, step: int) -> tuple[Mapping[str, float], Ledger]:
         stream = step if step >= 0 else self.trainer.steps - 1 - step
         clock = _Clock()
         drawn = draw_prompts(self.prompts, stream, self.trainer.prompts, self.seed)
-        rollout, clean_B = self.collector.sample(drawn, stream)
+        rollout, grades = self.collector.sample(drawn, stream)
         clock.lap("time/rollout_s")
-        experience = self.collector.annotate(rollout, clean_B, stream)
+        experience = self.collector.annotate(rollout, grades, stream, self.progress.correction)
         clock.lap("time/annotate_s")
         metrics = describe(experience)
+        self.progress.correction = dict(experience.memory)
         if len(experience.clean_B):
-            metrics |= self.learn(experience.batch, stream, step=step)
+            credit = self.credit(experience.batch)
+            metrics |= advantage_error(credit, self.algo.advantages(experience.clean_batch), experience.batch)
+            metrics |= self.learn(experience.batch, stream, step=step, credit=credit)
         clock.lap("time/update_s")
         self.progress.position += 1
         self.progress.count(experience)
         if not self.has_critic:
             metrics = {name: value for name, value in metrics.items() if not name.startswith("critic/")}
         metrics |= {"trainer/skipped_updates": self.progress.skipped_updates, "trainer/tokens": self.progress.tokens}
-        return metrics | clock.laps | {"time/step_s": clock.total}
+        return metrics | clock.laps | {"time/step_s": clock.total}, experience.ledger
 
     @property
     def has_critic(self) -> bool:
         """Whether there are critic parameters to train."""
         return any(group["part"] == "critic" for group in self.optimizer.param_groups)
 
-    def learn(self, batch: Batch, stream: int, *, step: int) -> dict[str, float]:
+    def credit(self, batch: Batch) -> Credit:
+        """The algorithm's credit, corrected."""
+        credit = self.algo.credit(replace(batch, memory=self.progress.memory))
+        return self.collector.correction.credit(credit, batch, self.progress.correction)
+
+    def learn(self, batch: Batch, stream: int, *, step: int, credit: Credit | None = None) -> dict[str, float]:
         """Trains on one batch, the critic alone if step < 0, and returns metrics. stream keys the minibatches."""
+        credit = self.credit(batch) if credit is None else credit
         batch = replace(batch, memory=self.progress.memory)
-        credit = self.algo.credit(batch)
         self.progress.memory = dict(credit.memory)
         factor = self.trainer.lr_factor(step)
         for group in self.optimizer.param_groups:
@@ -261,17 +275,11 @@ class _Clock:
 def describe(experience: Experience) -> dict[str, float]:
     """The metrics of one step's experience, before any update."""
     batch, clean_B = experience.batch, experience.clean_B
-    total = len(clean_B) + experience.unscored
-    metrics = {"rollout/unscored_frac": experience.unscored / max(total, 1)}
+    metrics = experience.ledger.metrics()
     if not len(clean_B):
         return metrics
     mask_BT, value_BT = batch.mask_BT, batch.value.mean_BT
     metrics |= {
-        "reward/observed_mean": float(batch.reward_B.mean()),
-        "reward/clean_mean": float(clean_B.mean()),
-        "noise/changed_frac": float((batch.reward_B != clean_B).float().mean()),
-        "group/equal_observed_frac": _equal_frac(batch.reward_B, batch.group_B),
-        "group/equal_clean_frac": _equal_frac(clean_B, batch.group_B),
         "rollout/length_tokens": float(mask_BT.sum(dim=1).float().mean()),
         "rollout/turns": sum((len(turns) + 1) // 2 for turns in batch.rollout.turns) / len(clean_B),
         "rollout/finished_frac": float(batch.rollout.finished_B.float().mean()),
@@ -294,6 +302,13 @@ def describe_critic(batch: Batch, clean_B: Tensor) -> dict[str, float]:
     }
 
 
-def _equal_frac(reward_B: Tensor, group_B: Tensor) -> float:
-    equal = [bool((reward_B[group_B == group] == reward_B[group_B == group][0]).all()) for group in group_B.unique()]
-    return sum(equal) / len(equal)
+def advantage_error(credit: Credit, clean_BT: Tensor, batch: Batch) -> dict[str, float]:
+    """How the advantages compare with those that clean rewards would have given [B, T], over policy tokens."""
+    mask_BT = batch.mask_BT
+    found_N, clean_N = credit.advantage_BT[mask_BT].double(), clean_BT[mask_BT].double()
+    matter_N = clean_N != 0
+    agree = (found_N.sign() == clean_N.sign())[matter_N].double()
+    return {
+        "noise/advantage_correlation": correlation(found_N, clean_N),
+        "noise/advantage_sign_agreement": float(agree.mean()) if len(agree) else float("nan"),
+    }

@@ -213,11 +213,12 @@ class Batch:
     """Everything an algorithm may look at. Clean rewards are not a field: they cannot leak."""
 
     rollout: Rollout
-    reward_B: Tensor  # observed, after noise
+    reward_B: Tensor  # observed, after noise and correction
     logp_BT: Tensor  # of the policy that sampled
     reference: Scores | None
     value: Value
     reward_range: Range = Range()  # of the observed rewards, as the noise declares it
+    early_BT: Tensor | None = None  # the part of reward_B that is paid before the last token; None = nothing is
     memory: Mapping[str, float] = field(default_factory=dict)  # `Credit.memory` of the step before; {} at first
 
     def __post_init__(self) -> None:

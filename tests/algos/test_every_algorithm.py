@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from noisyrl.experience import Experience
 from noisyrl.trainer import describe
 from noisyrl.types import rows
-from tests.frame import batch_for, built, composed, gradients, loop_for, made_up_rollout, options
+from tests.frame import batch_for, built, composed, experience_of, gradients, loop_for, made_up_rollout, options
 
 
 def own_code(name):
@@ -87,7 +86,7 @@ def test_padding_is_inert(algo, poison):
     assert expected.memory == found.memory
     if expected.target.shape[1]:
         assert torch.equal(expected.target[mask], found.target[mask])
-    assert describe(Experience(clean, clean.reward_B, 0)) == describe(Experience(dirty, clean.reward_B, 0))
+    assert describe(experience_of(clean)) == describe(experience_of(dirty))
     assert terms(loop_for(algo), clean, expected) == terms(loop_for(algo), dirty, found)
     clean_gradients, dirty_gradients = gradients(loop_for(algo), clean), gradients(loop_for(algo), dirty)
     for name, gradient in clean_gradients.items():
@@ -163,3 +162,8 @@ def test_losses_and_targets_are_never_negative_and_give_the_target_no_gradient(a
     loss = algo.critic_loss(value, batch, credit)
     for name, term in loss.terms.items():
         assert not term.requires_grad and term.shape == batch.mask_BT.shape, name
+
+
+def test_advantages_alone_are_those_of_the_credit(algo):
+    batch = batch_for(loop_for(algo), made_up_rollout())
+    assert torch.equal(algo.advantages(batch), algo.credit(batch).advantage_BT)

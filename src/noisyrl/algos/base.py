@@ -62,13 +62,20 @@ class Algorithm(ABC):
         """Advantages and critic targets of a whole rollout, without gradient."""
 
     def token_rewards(self, batch: Batch) -> Tensor:
-        """[B, T] the observed reward on the last token, minus the KL of each token where it acts in the reward."""
+        """[B, T] the observed reward on the last token, or where it is paid, minus each token's KL if it is there."""
         reward_BT = place_last(batch.reward_B, batch.mask_BT)
+        if batch.early_BT is not None:
+            early_BT = keep(batch.early_BT, batch.mask_BT)
+            reward_BT = place_last(batch.reward_B - early_BT.sum(dim=1), batch.mask_BT) + early_BT
         if self.kl_coef == 0 or self.kl_in == "loss":
             return reward_BT
         assert batch.reference is not None, "needs_reference holds when kl_coef is above 0"
         kl_BT = kl_estimate(batch.logp_BT, batch.reference.logp_BT, self.kl_estimator)
         return reward_BT - self.kl_coef * keep(kl_BT, batch.mask_BT)
+
+    def advantages(self, batch: Batch) -> Tensor:
+        """[B, T] what the actor sees."""
+        return self.credit(batch).advantage_BT
 
     def token_weights(self, mask_BT: Tensor) -> Tensor:
         """[B, T] float64, weight of each token in the minibatch's loss; here all count the same, 1 / tokens."""

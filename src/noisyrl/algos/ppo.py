@@ -46,7 +46,6 @@ class PPO(Algorithm):
 
     @torch.no_grad()
     def advantages(self, batch: Batch) -> Tensor:
-        """[B, T] what the actor sees."""
         reward_BT, mask_BT = self.token_rewards(batch), batch.mask_BT
         advantage_BT = gae(reward_BT, batch.value.mean_BT, mask_BT, gamma=self.gamma, lam=self.lam_actor)
         return whiten(advantage_BT, mask_BT) if self.whiten_advantages else advantage_BT

@@ -69,16 +69,21 @@ class RobustBellman(PPO):
 
     @torch.no_grad()
     def credit(self, batch: Batch) -> Credit:
-        reward_BT, value_BT, bootstrap_BT = self.token_rewards(batch), batch.value.mean_BT, self.bootstrap(batch)
+        target = self._errors(batch, self.lam_critic) + keep(batch.value.mean_BT, batch.mask_BT)
+        return Credit(advantage_BT=self.advantages(batch), target=target)
+
+    @torch.no_grad()
+    def advantages(self, batch: Batch) -> Tensor:
+        advantage_BT = self._errors(batch, self.lam_actor)
+        return whiten(advantage_BT, batch.mask_BT) if self.whiten_advantages else advantage_BT
+
+    def _errors(self, batch: Batch, lam: float) -> Tensor:
+        """[B, T] worst-case advantages."""
         shrink = 1 - self.token_rho if self.mode == "r_contamination" and self.trace == "consistent" else 1.0
-        advantage_BT, error_BT = (
-            gae_with_bootstrap(reward_BT, value_BT, bootstrap_BT, batch.mask_BT, gamma=self.gamma, lam=lam * shrink)
-            for lam in (self.lam_actor, self.lam_critic)
-        )
-        return Credit(
-            advantage_BT=whiten(advantage_BT, batch.mask_BT) if self.whiten_advantages else advantage_BT,
-            target=error_BT + keep(value_BT, batch.mask_BT),
-        )
+        return gae_with_bootstrap(
+            self.token_rewards(batch), batch.value.mean_BT, self.bootstrap(batch), batch.mask_BT,
+            gamma=self.gamma, lam=lam * shrink,
+        )  # fmt: skip
 
     def bootstrap(self, batch: Batch) -> Tensor:
         """[B, T] pessimistic value of the state before each token, never above the value itself."""

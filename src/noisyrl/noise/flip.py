@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from noisyrl.noise.base import KeyedNoise
+from noisyrl.noise.base import KeyedNoise, binary, signal_line
 from noisyrl.spec import Fraction, spec
 from noisyrl.types import Rollout
 
@@ -23,16 +23,8 @@ class Flip(KeyedNoise):
 
     def __call__(self, reward_B: Tensor, rollout: Rollout, step: int) -> Tensor:
         """ValueError: a reward other than 0 and 1, which has no opposite."""
-        if not bool(((reward_B == 0) | (reward_B == 1)).all()):
-            odd = reward_B[(reward_B != 0) & (reward_B != 1)][0].item()
-            raise ValueError(f"noise=flip needs rewards 0 or 1, got {odd}: use a noise model for graded rewards")
         u_B = self.uniforms("flip", rollout, step)
-        return torch.where(u_B.to(reward_B.device) < self.rate, 1 - reward_B, reward_B)
+        return torch.where(u_B.to(reward_B.device) < self.rate, 1 - binary(reward_B, "flip"), reward_B)
 
     def describe(self) -> str:
-        youden = 1 - 2 * self.rate
-        line = (
-            f"flip: each {self.unit} is flipped with probability {self.rate:g} ({self.persistence}); "
-            f"expected signal J = 1 - FPR - FNR = {youden:g}"
-        )
-        return line if youden > 0 else f"{line}. WARNING: J <= 0, no method can learn the right way from this reward"
+        return f"flip: each {self.units} is flipped with probability {self.rate:g}; {signal_line(1 - 2 * self.rate)}"

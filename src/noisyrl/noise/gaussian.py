@@ -22,9 +22,8 @@ class Gaussian(KeyedNoise):
     def __call__(self, reward_B: Tensor, rollout: Rollout, step: int) -> Tensor:
         return reward_B + self.sd * self.normals("gauss", rollout, step).to(reward_B)
 
-    @property
-    def reward_range(self) -> Range:
-        return Range(-2 * self.sd, 1 + 2 * self.sd)
+    def observed_range(self, clean: Range) -> Range:
+        return Range(clean.low - 2 * self.sd, clean.high + 2 * self.sd)
 
     def describe(self) -> str:
-        return f"gaussian: each {self.unit}'s reward gets noise of standard deviation {self.sd:g} ({self.persistence})"
+        return f"gaussian: noise of standard deviation {self.sd:g} for each {self.units}; the mean signal is unchanged"

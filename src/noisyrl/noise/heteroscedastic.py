@@ -29,12 +29,11 @@ class Heteroscedastic(KeyedNoise):
         added_B = self.sd * self.normals("gauss", rollout, step).to(reward_B)
         return torch.where(torch.tensor(noisy, device=reward_B.device), reward_B + added_B, reward_B)
 
-    @property
-    def reward_range(self) -> Range:
-        return Range(-2 * self.sd, 1 + 2 * self.sd)
+    def observed_range(self, clean: Range) -> Range:
+        return Range(clean.low - 2 * self.sd, clean.high + 2 * self.sd)
 
     def describe(self) -> str:
         return (
-            f"heteroscedastic: {self.frac:.0%} of the prompts get noise of standard deviation {self.sd:g} per "
-            f"{self.unit} ({self.persistence}), the others none"
+            f"heteroscedastic: on {self.frac:.0%} of the prompts noise of standard deviation {self.sd:g} for each "
+            f"{self.units}, on the others none; the mean signal is unchanged"
         )

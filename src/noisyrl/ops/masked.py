@@ -57,6 +57,12 @@ def last_index(mask_BT: Tensor) -> Tensor:
     return torch.where(mask_BT, steps_T, -1).amax(dim=1)
 
 
+def turn_ends(mask_BT: Tensor) -> Tensor:
+    """[B, T] bool, the last token of each of the policy's turns, between which others speak."""
+    following_BT = torch.cat([mask_BT[:, 1:], torch.zeros_like(mask_BT[:, :1])], dim=1)
+    return mask_BT & ~following_BT
+
+
 def explained_variance(target_BT: Tensor, value_BT: Tensor, mask_BT: Tensor) -> float:
     """1 - Var(target - value) / Var(target) over the True entries; NaN if the target is constant there."""
     target_N = target_BT[mask_BT].double()
