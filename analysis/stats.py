@@ -7,11 +7,15 @@ of run weights serves all benchmarks, because one trained policy is scored on al
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
+from scipy.stats import t as student
+
+_FEW_RUNS = 5
 
 
 class Interval(NamedTuple):
@@ -44,13 +48,32 @@ class Bootstrap:
         With one run the interval covers the choice of questions only: it says nothing of training seeds.
         ValueError: no run or no question.
         """
+        return self._interval(scores_SQ.mean(axis=1, dtype=np.float64), self.draws(scores_SQ, benchmark))
+
+    def average(self, scores: Mapping[str, ndarray]) -> Interval:
+        """Interval of the unweighted mean over benchmarks, name -> [S, Q] with the same runs in the same order.
+
+        With two to five runs it is the wider of the bootstrap's and of a t over the runs' averages: the bootstrap
+        alone covers .83 of the nominal .95 there.
+        """
+        per_run_S = np.mean([x_SQ.mean(axis=1, dtype=np.float64) for x_SQ in scores.values()], axis=0)
+        found = self._interval(per_run_S, np.mean([self.draws(x_SQ, name) for name, x_SQ in scores.items()], axis=0))
+        runs = len(per_run_S)
+        if not 2 <= runs <= _FEW_RUNS:
+            return found
+        half = float(student.ppf(0.975, runs - 1) * per_run_S.std(ddof=1) / runs**0.5)
+        return found if half <= found.half_width else Interval(found.mean, found.mean - half, found.mean + half)
+
+    def draws(self, scores_SQ: ndarray, benchmark: str) -> ndarray:
+        """[R, S] float64, the mean score of each run under each draw of questions."""
         runs, questions = scores_SQ.shape
         if not scores_SQ.size:
             raise ValueError(f"no scores to average: {runs} runs x {questions} questions")
-        per_run_RS = self.question_weights(benchmark, questions) @ scores_SQ.astype(np.float32).T
-        draws_R = (per_run_RS.astype(np.float64) * self.run_weights(runs)).sum(1)
-        low, high = np.percentile(draws_R, [2.5, 97.5])
-        return Interval(float(scores_SQ.mean(dtype=np.float64)), float(low), float(high))
+        return (self.question_weights(benchmark, questions) @ scores_SQ.astype(np.float32).T).astype(np.float64)
+
+    def _interval(self, per_run_S: ndarray, draws_RS: ndarray) -> Interval:
+        low, high = np.percentile((draws_RS * self.run_weights(len(per_run_S))).sum(1), [2.5, 97.5])
+        return Interval(float(per_run_S.mean()), float(low), float(high))
 
     def _run_weights(self, runs: int) -> ndarray:
         """[R, S] float64, each row sums to 1."""

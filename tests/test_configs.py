@@ -14,7 +14,7 @@ from noisyrl.launch import build
 from noisyrl.spec import InputError
 from tests.frame import ROOT, composed, options
 
-BUILT = ("algo", "noise", "data", "model", "rollout", "trainer", "eval", "logger")
+BUILT = ("algo", "noise", "correction", "data", "model", "rollout", "trainer", "eval", "logger")
 SOURCES = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
 
 
