@@ -4,9 +4,12 @@ runs/NAME/manifest.json     what it is, where it stands, what made it; rewritten
 runs/NAME/config.yaml       the resolved config
 runs/NAME/metrics.jsonl     one object per step; the same bytes for the same run, killed and resumed or not
 runs/NAME/ledger.jsonl      one object per sample: clean and observed reward, and why they differ
+runs/NAME/labels.jsonl      the label of each prompt, where noise has labels of its own
+runs/NAME/reward_model.jsonl  which reward model the run began with, where noise has one
 runs/NAME/timings.jsonl     wall-clock seconds of the same steps, which differ from run to run
 runs/NAME/checkpoints/      checkpoint.py
 runs/NAME/probes/           probes.py
+runs/NAME/rollouts/         rollouts.py
 runs/NAME/eval/             evaluation/
 """
 
@@ -116,6 +119,8 @@ class RunFolder:
             raise InputError(f"only {free >> 20} MiB are free for {self.path}; make room or set runs= to another disk")
         try:
             self.path.mkdir(exist_ok=True)
+            for name in ("labels.jsonl", "reward_model.jsonl"):  # of an attempt with another config
+                (self.path / name).unlink(missing_ok=True)
             write_atomic(self.path / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=True))
             write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         except OSError as error:

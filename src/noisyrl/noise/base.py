@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -38,11 +38,14 @@ class Setting:
     seed: int
     folder: Path | None = None  # of the run: what was worked out is kept here and read again on resume
     main: bool = True  # whether this process may write there; the others wait until it has
+    grader_deadline_s: float = 60.0
 
 
 @spec
 class Noise(ABC):
     """What `noise=` configures."""
+
+    needs_setting: ClassVar[bool] = False  # whether it can be called only after `prepare`
 
     seed: Natural = 0
     """Seed of the draws; the run's seed unless set."""
