@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from analysis.collect import DIVERGED, UNFINISHED, Run, dotted
 from analysis.plan import Match
 from analysis.table_spec import Spec
 
 
-def footer(table: Spec, matches: Sequence[Match], strangers: int) -> list[str]:
-    """What the reader must know of the runs behind a table, from the store."""
+def footer(table: Spec, matches: Sequence[Match], strangers: int, frame: pd.DataFrame) -> list[str]:
+    """What the reader must know of the runs behind a table, from the store and from the table's own cells."""
     done = [match.done for match in matches if match.done]
     undone = [match.attempts for match in matches if match.done is None]
     absent = sum(not attempts for attempts in undone)
@@ -29,7 +31,39 @@ def footer(table: Spec, matches: Sequence[Match], strangers: int) -> list[str]:
     ]
     if "smoke" in tiers or table.limit:
         lines.insert(0, "Smoke test, not results: short runs, few questions.")
-    return lines + _warnings(table, done, shas)
+    return lines + _comparison(table, frame) + _warnings(table, done, shas)
+
+
+def _comparison(table: Spec, frame: pd.DataFrame) -> list[str]:
+    """What was tested, and what such a test can find at all."""
+    lines = []
+    differences = frame[frame["kind"] == "difference"]
+    if len(differences):
+        lines.append(
+            f"Δ: difference from {table.reference} in points ± half of a 95 % interval, runs paired by seed. Tested by "
+            f"a two-way clustered t over runs and questions, Holm over the {len(differences)} differences of this "
+            "table: ** = holds for other trainings and other questions (adjusted p < .05), * = on these questions "
+            "only. No test with fewer than three seeds."
+        )
+        found = differences["detectable"].dropna()
+        if len(found):
+            lines.append(
+                f"A difference is found in 80 % of all cases from {100 * found.min():.1f} to {100 * found.max():.1f} "
+                "points on, depending on the row (paired t over these seeds, before Holm)."
+            )
+    if table.compare:
+        lines.append(
+            "Bold: the best of the rows that differ in "
+            f"{table.compare} alone, and all that cannot be told from it (Holm); from three seeds on."
+        )
+    if table.collapse:
+        lines.append("Collapsed: runs that end more than ten points below the start in a column.")
+    if table.reported:
+        lines.append(
+            "Italics: published numbers, made with other models, data and protocols, without an interval; never "
+            "ranked or tested here. ° = not read in the paper itself but in a digest of it."
+        )
+    return lines
 
 
 def _warnings(table: Spec, done: Sequence[Run], shas: Sequence[str]) -> list[str]:

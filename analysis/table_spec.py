@@ -22,6 +22,28 @@ class Column:
 
 
 @spec
+class Average:
+    """The unweighted mean of some columns."""
+
+    label: str
+    of: list[str]
+    """Labels of columns."""
+
+
+@spec
+class Reported:
+    """Published values, shown in italics beside ours and never compared with them."""
+
+    label: str
+    where: dict[str, str]
+    """Columns of analysis/paper/paper_values.csv and the values that pick one number per method."""
+    row: str = "algo"
+    """The row parameter whose value names the method."""
+    names: dict[str, str] = Field(default_factory=dict)
+    """Row value -> method as the file calls it, where they differ."""
+
+
+@spec
 class Spec:
     """What analysis/specs/*.yaml may say."""
 
@@ -39,8 +61,35 @@ class Spec:
     """Dotted manifest keys and the values they must have; other runs do not exist for this table."""
     start_row: bool = True
     """Show the model before training as the first row."""
+    averages: list[Average] = Field(default_factory=list)
+    """Means over columns, shown behind them."""
+    compare: str | None = None
+    """The row parameter whose values are compared, within rows that are otherwise alike; None = no comparison."""
+    reference: str | None = None
+    """Its value that the others are tested against."""
+    primary: list[str] = Field(default_factory=list)
+    """Columns or averages whose difference from the reference is tested, named before the runs; Holm's correction
+    covers all rows times all of them."""
+    collapse: bool = False
+    """Show the share of runs that end more than ten points below the start."""
+    reported: Reported | None = None
+    """A column of published values."""
     resamples: int = 10_000
     """Bootstrap draws."""
+
+    def __post_init__(self) -> None:
+        columns = [column.label for column in self.columns]
+        labels = [*columns, *(average.label for average in self.averages)]
+        wrong = [label for average in self.averages for label in average.of if label not in columns]
+        wrong += [label for label in self.primary if label not in labels]
+        if wrong:
+            raise ValueError(f"averages and primary name no column: {wrong}; columns are {labels}")
+        if self.compare is not None and (self.compare not in self.rows or not self.reference):
+            raise ValueError(
+                f"compare={self.compare!r} must be one of rows {self.rows}, and reference one of its values"
+            )
+        if self.primary and self.compare is None:
+            raise ValueError("primary needs compare and reference: what is compared with what")
 
 
 def read_spec(path: Path) -> Spec:

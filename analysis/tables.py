@@ -1,124 +1,24 @@
 """One table from run folders: `python -m analysis.tables smoke --runs runs --out tables`.
 
 A spec (analysis/specs/NAME.yaml) says which sweep plans the runs, what makes a row and a column, and which score is
-shown. The plan is joined with the store into cells; the cells become one long data frame; writers.py renders it.
+shown. The plan is joined with the store into cells (cells.py), one long data frame; writers.py renders it.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
 
 from analysis import writers
-from analysis.collect import DIVERGED, Evaluated, Run, dotted, load_runs, scores
+from analysis.cells import build
+from analysis.collect import dotted, load_runs
 from analysis.footer import footer
-from analysis.plan import Match, expand, join, near_misses
-from analysis.stats import Bootstrap
-from analysis.table_spec import Column, Spec, read_spec
+from analysis.plan import expand, join, near_misses
+from analysis.table_spec import read_spec
 from noisyrl.spec import InputError
-
-START = "start"
-_MUST_AGREE = ("benchmark_version", "scorer", "scorer_version", "prompt_hash", "n_questions", "max_new_tokens")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A run's result in one column; `row` is the aggregate row it comes from."""
-
-    run: Run
-    evaluated: Evaluated
-    row: Mapping[str, Any]
-
-
-def build(name: str, table: Spec, matches: Sequence[Match]) -> pd.DataFrame:
-    """The long frame: one row per cell of the table, planned cells without a result included.
-
-    InputError: two finished runs for one planned run, or scores in a column that were not made alike.
-    """
-    bootstrap = Bootstrap(name, table.resamples)
-    cells = []
-    for column in table.columns:
-        planned = [match for match in matches if _fits(match, column)]
-        groups = _by_row(planned, table.rows)
-        found = {key: [_result(match.done, column, table) for match in group] for key, group in groups.items()}
-        start = _start(planned, column, table) if table.start_row else []
-        _check_alike([scored for group in found.values() for scored in group if scored] + start, column)
-        if table.start_row:
-            labels = {row: START if row == table.rows[0] else "" for row in table.rows}
-            cells.append(_cell(labels, column, bootstrap, start) | {"planned": len(start), "missing": 0})
-        for key, group in groups.items():
-            scored = [result for result in found[key] if result]
-            counts = {"planned": len(group), "missing": len(group) - len(scored)}
-            cells.append(_cell(dict(zip(table.rows, key, strict=True)), column, bootstrap, scored) | counts)
-    return pd.DataFrame(cells)
-
-
-def _fits(match: Match, column: Column) -> bool:
-    return all(match.planned.values.get(key) == str(value) for key, value in column.where.items())
-
-
-def _by_row(matches: Sequence[Match], rows: Sequence[str]) -> dict[tuple[str, ...], list[Match]]:
-    groups: dict[tuple[str, ...], list[Match]] = {}
-    for match in matches:
-        groups.setdefault(tuple(match.planned.values[row] for row in rows), []).append(match)
-    return groups
-
-
-def _result(run: Run | None, column: Column, table: Spec, step: int | None = None) -> Scored | None:
-    """The run's score at `step`, or at its end; None if it has none (yet)."""
-    at = step if step is not None or run is None else run.last_step
-    if run is None or at is None:
-        return None
-    wanted = {"benchmark": column.benchmark, "metric": table.metric, "protocol": table.protocol, "limit": table.limit}
-    found = run.row(wanted | {"step": at})
-    return Scored(run, *found) if found else None
-
-
-def _start(matches: Sequence[Match], column: Column, table: Spec) -> list[Scored]:
-    """The scores before training: one for each distinct model, for most tables one in all."""
-    models: dict[str, Scored] = {}
-    for run in (run for match in matches for run in match.attempts):
-        scored = _result(run, column, table, step=0)
-        if scored:
-            models.setdefault(scored.row["eval_id"], scored)
-    return list(models.values())
-
-
-def _check_alike(group: Sequence[Scored], column: Column) -> None:
-    for scored in group[1:]:
-        for key in _MUST_AGREE:
-            if scored.row[key] != group[0].row[key]:
-                raise InputError(
-                    f"column {column.label}: {key} is {group[0].row[key]} in {group[0].evaluated.folder} but "
-                    f"{scored.row[key]} in {scored.evaluated.folder}; evaluate both alike, `python src/eval.py run=...`"
-                )
-
-
-def _cell(labels: Mapping[str, str], column: Column, bootstrap: Bootstrap, group: Sequence[Scored]) -> dict[str, Any]:
-    facts = {
-        **labels,
-        "column": column.label,
-        "benchmark": column.benchmark,
-        **dict.fromkeys(("mean", "low", "high"), float("nan")),
-        "n": len(group),
-        "diverged": sum(scored.run.status == DIVERGED for scored in group),
-        "n_questions": group[0].row["n_questions"] if group else 0,
-        "run_ids": " ".join(scored.run.run_id for scored in group),
-    }
-    if not group:
-        return facts
-    by_question = [scores(scored.evaluated, column.benchmark) for scored in group]
-    # _check_alike has seen that the questions are the same ones; their order in the file need not be.
-    matrix_SQ = np.array([[each[qid] for qid in sorted(by_question[0])] for each in by_question])
-    interval = bootstrap.interval(matrix_SQ, column.benchmark)
-    return facts | interval._asdict()
 
 
 @dataclass(frozen=True)
@@ -144,7 +44,7 @@ def make(name: str, at: Folders, formats: Sequence[str] = tuple(writers.WRITERS)
         print(f"note: left out for their config (stored -> planned): {', '.join(names)}\n{change}", file=sys.stderr)
     strangers = len(known_runs) - sum(len(match.attempts) for match in matches)
     frame = build(name, table, matches)
-    text = writers.Text(name, table.caption, table.rows, tuple(footer(table, matches, strangers)))
+    text = writers.Text(name, table.caption, table.rows, tuple(footer(table, matches, strangers, frame)))
     at.out.mkdir(parents=True, exist_ok=True)
     return [_write(at.out / f"{name}.{ending}", writers.WRITERS[ending](text, frame)) for ending in formats]
 

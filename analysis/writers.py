@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,17 @@ _STYLE = (
     "body{font:16px system-ui,sans-serif;margin:2em;color:#222}table{border-collapse:collapse}"
     "caption{text-align:left;margin-bottom:.6em;max-width:50em}th,td{padding:.3em .9em;text-align:right}"
     "td:nth-child(-n+LABELS),th:nth-child(-n+LABELS){text-align:left}thead th{border-bottom:2px solid}"
-    "tbody tr:nth-child(even){background:#f4f4f4}p{max-width:50em;font-size:.85em;color:#555}"
+    "tbody tr:nth-child(even){background:#f4f4f4}p{max-width:50em;font-size:.85em;color:#555}thead th{cursor:pointer}"
 )
+# Sorts the rows by a column: numbers by value, labels by name; a second click turns the order round.
+_SORT = """<script>
+document.querySelectorAll("thead th").forEach((head, i) => head.addEventListener("click", () => {
+  const body = document.querySelector("tbody"), turn = head.dataset.turn = head.dataset.turn === "1" ? "-1" : "1";
+  const key = row => row.cells[i].dataset.v ?? row.cells[i].textContent;
+  const order = (a, b) => isNaN(a) || isNaN(b) ? String(a).localeCompare(b) : a - b;
+  [...body.rows].sort((a, b) => turn * order(key(a), key(b))).forEach(row => body.append(row));
+}));
+</script>"""
 
 
 @dataclass(frozen=True)
@@ -48,20 +58,64 @@ def wide(text: Text, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def show(cell: Any) -> str:
-    """One cell: `82.3 ± 2.1 (1/2)†`, or the gap with what was planned."""
-    counts = f" ({cell.n}/{cell.planned})" if cell.missing else ""
+    """One cell: `82.3 ± 2.1 (1/2)†`, or the gap with what was planned; bold and italics between private signs."""
+    return _SHOWN[cell.kind](cell)
+
+
+def _score(cell: Any) -> str:
     if not cell.n:
-        return GAP + counts
-    half = (cell.high - cell.low) / 2
-    return f"{100 * cell.mean:.1f} ± {100 * half:.1f}{counts}{'†' if cell.diverged else ''}"
+        return GAP + _counts(cell)
+    value = f"{100 * cell.mean:.1f} ± {_half(cell)}"
+    if getattr(cell, "bold", False) is True:
+        value = _BOLD[0] + value + _BOLD[1]
+    return f"{value}{_counts(cell)}{'†' if cell.diverged else ''}"
+
+
+def _difference(cell: Any) -> str:
+    if not cell.n:
+        return GAP + _counts(cell)
+    half = "" if math.isnan(cell.low) else f" ± {_half(cell)}"
+    return f"{100 * cell.mean:+.1f}{half}{cell.mark}{_counts(cell)}"
+
+
+def _collapse(cell: Any) -> str:
+    return f"{round(cell.mean * cell.n)}/{cell.n} (≤ {100 * cell.high:.0f} %)" if cell.n else GAP
+
+
+def _reported(cell: Any) -> str:
+    if not cell.n:
+        return ""
+    return f"{_ITALIC[0]}{100 * cell.mean:.1f}{'' if cell.mark == 'primary' else '°'}{_ITALIC[1]}"
+
+
+def _half(cell: Any) -> str:
+    return f"{100 * (cell.high - cell.low) / 2:.1f}"
+
+
+def _counts(cell: Any) -> str:
+    return f" ({cell.n}/{cell.planned})" if cell.missing else ""
+
+
+_SHOWN: dict[str, Callable[[Any], str]] = {
+    "score": _score, "difference": _difference, "collapse": _collapse, "reported": _reported
+}  # fmt: skip
+# Signs that no text contains; each writer puts its own words for bold and italics in their place.
+_BOLD, _ITALIC = ("\ue000", "\ue001"), ("\ue002", "\ue003")
+
+
+def _styled(written: str, bold: tuple[str, str], italic: tuple[str, str]) -> str:
+    for signs, words in ((_BOLD, bold), (_ITALIC, italic)):
+        for sign, word in zip(signs, words, strict=True):
+            written = written.replace(sign, word)
+    return written
 
 
 def markdown(text: Text, frame: pd.DataFrame) -> str:
     """A heading-free Markdown fragment."""
-    table = wide(text, frame)
+    table = wide(text, frame).map(lambda cell: _styled(cell.replace("*", r"\*"), ("**", "**"), ("*", "*")))
     align = ["left"] * len(text.rows) + ["right"] * (table.shape[1] - len(text.rows))
     body = table.to_markdown(index=False, disable_numparse=True, colalign=align)
-    notes = "\n".join(f"- {note}" for note in text.notes)
+    notes = "\n".join("- " + note.replace("*", r"\*") for note in text.notes)
     return f"**{text.caption}**\n\n{body}\n\n{notes}\n"
 
 
@@ -73,18 +127,42 @@ def latex(text: Text, frame: pd.DataFrame) -> str:
     body = table.to_latex(index=False, escape=True, column_format=columns, **around)
     notes = "\n".join(rf"\par {_tex(note)}" for note in text.notes)
     end = "\\end{table}"
-    return body.replace(end, f"\\footnotesize\n{notes}\n{end}")
+    written = body.replace(end, f"\\footnotesize\n{notes}\n{end}")
+    written = _styled(written, (r"\textbf{", "}"), (r"\textit{", "}"))
+    for sign, word in {"Δ": r"$\Delta$", "≤": r"$\leq$", "Φ": r"$\Phi$"}.items():  # not in LaTeX's own tables
+        written = written.replace(sign, word)
+    return written
 
 
 def html(text: Text, frame: pd.DataFrame) -> str:
-    """A page of its own, nothing loaded from elsewhere."""
-    table = wide(text, frame).to_html(index=False, border=0)
-    caption = _html(text.caption)
-    table = table.replace("<thead>", f"<caption>{caption}</caption>\n  <thead>", 1)
+    """A page of its own, nothing loaded from elsewhere: a click on a heading sorts, a pointer on a cell explains it."""
+    columns = [*text.rows, *frame["column"].drop_duplicates()]
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for labels, cell in zip(frame[list(text.rows)].itertuples(index=False, name=None), frame.itertuples(), strict=True):
+        line = lines.setdefault(labels, {row: f"<td>{_html(x)}</td>" for row, x in zip(text.rows, labels, strict=True)})
+        shown = _styled(_html(show(cell)), ("<b>", "</b>"), ("<i>", "</i>"))
+        value = "" if math.isnan(cell.mean) else f"{cell.mean:.6f}"
+        line[cell.column] = f'<td data-v="{value}" title="{_html(_explained(cell))}">{shown}</td>'
+    head = "".join(f"<th>{_html(column)}</th>" for column in columns)
+    body = "\n".join(
+        "<tr>" + "".join(line.get(column, "<td></td>") for column in columns) + "</tr>" for line in lines.values()
+    )
     notes = "\n".join(f"<p>{_html(note)}</p>" for note in text.notes)
     style = _STYLE.replace("LABELS", str(len(text.rows)))
-    head = f'<meta charset="utf-8"><title>{_html(text.name)}</title><style>{style}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{table}\n{notes}\n</body></html>\n'
+    top = f'<meta charset="utf-8"><title>{_html(text.name)}</title><style>{style}</style>'
+    caption = f"<caption>{_html(text.caption)}</caption>"
+    table = f"<table>\n{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    return f'<!doctype html>\n<html lang="en"><head>{top}</head><body>\n{table}\n{notes}\n{_SORT}\n</body></html>\n'
+
+
+def _explained(cell: Any) -> str:
+    """What a pointer on a cell shows."""
+    if not cell.n or cell.kind == "reported":
+        return f"{cell.n} of {cell.planned} planned runs" if cell.planned else ""
+    said = f"n = {cell.n}, 95 % interval {100 * cell.low:.1f} to {100 * cell.high:.1f}"
+    if cell.kind == "difference" and not math.isnan(cell.p):
+        said += f", p = {cell.p:.3g}, after Holm {cell.p_holm:.3g}"
+    return f"{said}\n{getattr(cell, 'run_ids', '') or ''}".strip()
 
 
 def csv(text: Text, frame: pd.DataFrame) -> str:

@@ -6,9 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
+from analysis import cells as building
 from analysis import plan, tables, writers
 from analysis.collect import load_runs
 from analysis.table_spec import read_spec
@@ -159,7 +161,8 @@ def test_command_line_explains_and_exits(capsys, here):
 
 def test_latex_and_html_are_escaped():
     text = writers.Text("t", "50% of a_b & <c>", ("algo",), ())
-    frame = tables.pd.DataFrame([{"algo": "a_b<c>", "column": "x%", "n": 0, "planned": 1, "missing": 1, "diverged": 0}])
+    cell = {"algo": "a_b<c>", "column": "x%", "kind": "score", "mean": float("nan")}
+    frame = pd.DataFrame([cell | {"n": 0, "planned": 1, "missing": 1, "diverged": 0}])
     latex, html = writers.latex(text, frame), writers.html(text, frame)
     assert r"50\% of a\_b \& <c>" in latex and r"a\_b" in latex and r"x\%" in latex
     assert "50% of a_b &amp; &lt;c&gt;" in html and "a_b&lt;c&gt;" in html and "http" not in html
@@ -183,7 +186,7 @@ def test_shipped_specs_fit_their_sweeps(path):
     table = read_spec(path)
     planned = plan.expand(ROOT / f"sweeps/{table.sweep}.yaml", ROOT / "conf")
     for column in table.columns:
-        assert any(tables._fits(plan.Match(each, ()), column) for each in planned), column
+        assert any(building._fits(plan.Match(each, ()), column) for each in planned), column
     assert all(row in planned[0].values for row in table.rows)
 
 
