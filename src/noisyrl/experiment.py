@@ -103,6 +103,7 @@ class Experiment:
         if self.rollout.temperature == 0:
             raise InputError("rollout.temperature=0 makes all samples of a prompt alike: set it above 0 for training")
         self.algo.check(self.rollout.samples)
+        self.correction.check(self.algo)
         pool = len(self.data.prompts("train"))
         if pool < self.trainer.prompts:
             raise InputError(

@@ -143,6 +143,7 @@ class Loop:
         clock.lap("time/annotate_s")
         metrics = describe(experience)
         self.progress.correction = dict(experience.memory)
+        metrics |= self.collector.correction.metrics(self.progress.correction)
         if len(experience.clean_B):
             credit = self.credit(experience.batch)
             metrics |= advantage_error(credit, self.algo.advantages(experience.clean_batch), experience.batch)

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from noisyrl.spec import spec
+from noisyrl.algos.base import Algorithm
+from noisyrl.spec import InputError, spec
 from noisyrl.types import Batch, Credit, Range, Rollout
 
 
@@ -20,7 +21,10 @@ class Correction(ABC):
 
     @abstractmethod
     def __call__(self, observed_B: Tensor, rollout: Rollout, memory: Mapping[str, float]) -> Tensor:
-        """[B] the reward the algorithm is handed; NaN = abstain, and the sample leaves its group and the loss."""
+        """[B] the reward the algorithm is handed; NaN = abstain, and the sample leaves its group and the loss.
+
+        NaN among the observed rewards stays NaN. Rows come in any order, groups whole.
+        """
 
     def remember(
         self, clean_B: Tensor, observed_B: Tensor, rollout: Rollout, memory: Mapping[str, float]
@@ -33,9 +37,32 @@ class Correction(ABC):
         return credit
 
     def corrected_range(self, observed: Range) -> Range:
-        """What rewards become that lie in `observed`."""
+        """What rewards become that lie in `observed`; declared like the noise's, so it does not move with estimates."""
         return observed
+
+    def check(self, algo: Algorithm) -> None:  # noqa: B027 - most corrections go with everything
+        """InputError: the algorithm, as it is set, loses something under this correction."""
+
+    def metrics(self, memory: Mapping[str, float]) -> dict[str, float]:
+        """What is logged at every step, by metric name."""
+        return {}
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages: the name of its file."""
+        return type(self).__module__.rpartition(".")[2]
 
     def describe(self) -> str:
         """One line for a person."""
-        return type(self).__module__.rpartition(".")[2]
+        return self.name
+
+
+def binary(reward_B: Tensor, name: str) -> Tensor:
+    """`reward_B` itself. InputError: a reward other than 0 and 1, of which there is no error rate."""
+    odd = reward_B[(reward_B != 0) & (reward_B != 1) & ~reward_B.isnan()]
+    if len(odd):
+        raise InputError(
+            f"correction={name} needs rewards 0 or 1, got {odd[0].item()}: "
+            "set correction=none, or a noise that leaves rewards 0 or 1, such as noise=flip"
+        )
+    return reward_B
