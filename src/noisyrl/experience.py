@@ -33,6 +33,7 @@ class Experience:
     clean_B: Tensor  # of the batch's rows
     ledger: Ledger  # of all rows, those left out of the batch included
     memory: Mapping[str, float] = field(default_factory=dict)  # of the correction, for the next step
+    evidence: Evidence | None = None  # what it was made of
 
     @property
     def clean_batch(self) -> Batch:
@@ -55,8 +56,8 @@ class Grades:
 
 
 @dataclass(frozen=True)
-class _Share:
-    """What one process found; concatenated over processes."""
+class Evidence:
+    """What is known of a step's rollouts before any noise, unscored ones included."""
 
     rollout: Rollout
     clean_B: Tensor  # NaN = could not be scored
@@ -99,42 +100,49 @@ class Collector:
         self, rollout: Rollout, grades: Grades, step: int, memory: Mapping[str, float] | None = None
     ) -> Experience:
         """The whole step's experience, the same on every process. memory: `Experience.memory` of the step before."""
-        found = self._gather(self._estimates(rollout, grades))
-        scored = (~found.clean_B.isnan()).nonzero().flatten()
-        part, clean_N = rows(found.rollout, scored), found.clean_B[scored]
-        observed_N, causes_N = self.noise.causes(clean_N, part, step)
-        memory = self.correction.remember(clean_N, observed_N, part, memory or {})
-        used_N = self.correction(observed_N, part, memory)
-        ledger = _ledger(found, scored, observed_N, used_N, causes_N)
-        kept = rows(found, ledger.kept)
-        batch = Batch(
-            rollout=kept.rollout,
-            reward_B=ledger.used_B[ledger.kept],
-            logp_BT=kept.logp_BT,
-            reference=kept.reference,
-            value=kept.value,
-            reward_range=self.correction.corrected_range(self.noise.observed_range(Range())),
-            early_BT=self.noise.early_rewards(kept.rollout, step),
-        )
-        return Experience(batch=batch, clean_B=kept.clean_B, ledger=ledger, memory=memory)
+        evidence = self._gather(self._estimates(rollout, grades))
+        return rewarded(evidence, self.noise, self.correction, step, memory or {})
 
     @torch.no_grad()
-    def _estimates(self, rollout: Rollout, grades: Grades) -> _Share:
+    def _estimates(self, rollout: Rollout, grades: Grades) -> Evidence:
         value = in_micro_batches(lambda part: self.agent(part, values_only=True)[1], rollout, self.micro_rows)
         logp_BT = rollout.logp_BT
         if not self.trust_sampler:
             logp_BT = in_micro_batches(lambda part: self.agent(part)[0], rollout, self.micro_rows).logp_BT
         reference = None if self.reference is None else in_micro_batches(self.reference, rollout, self.micro_rows)
-        return _Share(rollout, grades.clean_B, grades.statuses, logp_BT, reference, value)
+        return Evidence(rollout, grades.clean_B, grades.statuses, logp_BT, reference, value)
 
-    def _gather(self, local: _Share) -> _Share:
+    def _gather(self, local: Evidence) -> Evidence:
         if self.accelerator.num_processes == 1:
             return local
         found = gather_object([to_device(local, torch.device("cpu"))])
         return to_device(concat(found), self.accelerator.device)
 
 
-def _ledger(found: _Share, scored: Tensor, observed_N: Tensor, used_N: Tensor, causes_N: Sequence[str]) -> Ledger:
+def rewarded(
+    evidence: Evidence, noise: Noise, correction: Correction, step: int, memory: Mapping[str, float]
+) -> Experience:
+    """What noise and correction make of a whole step. memory: `Experience.memory` of the step before."""
+    scored = (~evidence.clean_B.isnan()).nonzero().flatten()
+    part, clean_N = rows(evidence.rollout, scored), evidence.clean_B[scored]
+    observed_N, causes_N = noise.causes(clean_N, part, step)
+    memory = correction.remember(clean_N, observed_N, part, memory)
+    used_N = correction(observed_N, part, memory)
+    ledger = _ledger(evidence, scored, observed_N, used_N, causes_N)
+    kept = rows(evidence, ledger.kept)
+    batch = Batch(
+        rollout=kept.rollout,
+        reward_B=ledger.used_B[ledger.kept],
+        logp_BT=kept.logp_BT,
+        reference=kept.reference,
+        value=kept.value,
+        reward_range=correction.corrected_range(noise.observed_range(Range())),
+        early_BT=noise.early_rewards(kept.rollout, step),
+    )
+    return Experience(batch=batch, clean_B=kept.clean_B, ledger=ledger, memory=memory, evidence=evidence)
+
+
+def _ledger(found: Evidence, scored: Tensor, observed_N: Tensor, used_N: Tensor, causes_N: Sequence[str]) -> Ledger:
     """What became of all rows, of which noise and correction saw those numbered `scored`."""
     uids = [prompt.uid for prompt in found.rollout.prompts]
     missing_B = torch.full_like(found.clean_B, float("nan"))

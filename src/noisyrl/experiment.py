@@ -6,7 +6,7 @@ import gc
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from tqdm import tqdm
 
-from noisyrl import checkpoint, probes
+from noisyrl import checkpoint, probes, rollouts
 from noisyrl.algos.base import Algorithm
 from noisyrl.correction.base import Correction
 from noisyrl.correction.none import NoCorrection
@@ -165,7 +165,7 @@ class _Session:
             lm=self.lm,
             task=e.data,
             sampler=e.rollout,
-            noise=self._prepared_noise(prompts),
+            noise=self._prepared_noise(),
             correction=e.correction,
             grader_deadline_s=e.trainer.grader_deadline_s,
             agent=agent,
@@ -175,25 +175,17 @@ class _Session:
             trust_sampler=e.trainer.precision == "fp32",
         )
         return Loop(
-            trainer=e.trainer, algo=e.algo, collector=collector, optimizer=optimizer, prompts=prompts, seed=e.seed
-        )
+            trainer=e.trainer, algo=e.algo, collector=collector, optimizer=optimizer, prompts=prompts, seed=e.seed,
+            store=self._store if self.main else None,
+        )  # fmt: skip
 
-    def _prepared_noise(self, prompts: list[Prompt]) -> Noise:
-        e, trainer = self.experiment, self.experiment.trainer
-        streams = range(e.algo.critic.warmup_steps + trainer.steps)
-        met = {p.uid: p for step in streams for p in draw_prompts(prompts, step, trainer.prompts, e.seed)}
-        return e.noise.prepare(
-            Setting(
-                task=e.data,
-                lm=self.lm,
-                sampler=e.rollout,
-                prompts=prompts,
-                met=list(met.values()),
-                seed=e.seed,
-                folder=self.folder.path,
-                main=self.main,
-            )  # fmt: skip
-        )
+    def _prepared_noise(self) -> Noise:
+        e = self.experiment
+        noise = prepared_noise(e, self.lm, folder=self.folder.path, main=self.main)
+        if self.main and noise.describe() != e.noise.describe():
+            print(f"noise {noise.describe()}", file=sys.stderr)
+            self.folder.update(noise=self.folder.manifest["noise"] | {"described": noise.describe()})
+        return noise
 
     def run(self, *, resume: bool) -> dict[str, float]:
         step = self._restore() if resume else None
@@ -235,6 +227,7 @@ class _Session:
             # A kill may have come between a new checkpoint and the removal of the old one.
             checkpoint.prune(self.folder.path / "checkpoints", self.experiment.trainer.keep_last)
             self.folder.rewind(step if step is not None else -sys.maxsize)
+            rollouts.rewind(self.folder.path, step or 0)
             self.folder.update(status="running", resumed=self.folder.manifest.get("resumed", 0) + 1)
             print(
                 f"resuming {self.folder.path} from {'step ' + str(step) if found else 'its beginning'}", file=sys.stderr
@@ -257,6 +250,11 @@ class _Session:
                 every = e.trainer.checkpoint_every
                 if last or (step >= 0 and every and step % every == 0):
                     self._save(step)
+
+    def _store(self, step: int, kept: rollouts.Stored) -> None:
+        collector = self.loop.collector
+        kept = rollouts.trimmed(kept, collector.noise, collector.correction, self.loop.algo)
+        rollouts.write(rollouts.step_file(self.folder.path, step), kept)
 
     def _save(self, step: int) -> None:
         folder = self.folder.path / "checkpoints"
@@ -312,6 +310,29 @@ class _Session:
             self.tracker.log(step, metrics)
 
 
+def prepared_noise(
+    e: Experiment, lm: LanguageModel, *, folder: Path | None, main: bool = True, met: Sequence[Prompt] | None = None
+) -> Noise:
+    """The noise made ready. lm: the starting policy; met: prompts that will be met, those of training unless given."""
+    prompts = list(e.data.prompts("train"))
+    if met is None:
+        streams = range(e.algo.critic.warmup_steps + e.trainer.steps)
+        met = [p for step in streams for p in draw_prompts(prompts, step, e.trainer.prompts, e.seed)]
+    return e.noise.prepare(
+        Setting(
+            task=e.data,
+            lm=lm,
+            sampler=e.rollout,
+            prompts=prompts,
+            met=list({p.uid: p for p in met}.values()),
+            seed=e.seed,
+            folder=folder,
+            main=main,
+            grader_deadline_s=e.trainer.grader_deadline_s,
+        )
+    )
+
+
 def check_context(experiment: Experiment, lm: LanguageModel, prompts: list) -> None:
     """InputError: a prompt and a full response do not fit the model's context."""
     room = lm.max_context - experiment.rollout.max_tokens
@@ -333,5 +354,7 @@ def summary(manifest: Mapping[str, Any]) -> str:
             lines.append(f"{name.split('/')[1]:32} {start:>7} {end:>7}")
     for kind, pair in manifest.get("rewards", {}).items():
         lines.append(f"{'training reward, ' + kind:32} {pair['start']:>7.3f} {pair['end']:>7.3f}")
+    if manifest.get("alarm"):
+        lines.append(f"WARNING: {manifest['alarm']['said']}")
     lines.append(f"results: {manifest['folder']}  policy: {manifest.get('checkpoint', '-')}")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -25,6 +25,7 @@ from noisyrl.experience import Collector, Experience, by_length
 from noisyrl.ledger import Ledger
 from noisyrl.ops.masked import correlation, explained_variance, keep, masked_mean
 from noisyrl.policy import Agent
+from noisyrl.rollouts import Stored
 from noisyrl.spec import Count, Natural, NonNegative, Positive, spec
 from noisyrl.tasks.base import batch as draw_prompts
 from noisyrl.types import Batch, Credit, Loss, rows
@@ -59,6 +60,8 @@ class Trainer:
     """Steps between checkpoints; 0 = only the last. A run resumes from its newest."""
     keep_last: Count = 1
     """Checkpoints kept."""
+    store_rollouts_every: Natural = 20
+    """Steps between stored rollouts, which `src/probe.py` scores again; 0 = none."""
     threads: Natural = 1
     """CPU threads per process; 0 = torch's choice. Fixed because it decides rounding: a run must give the same bytes
     alone and beside others."""
@@ -126,6 +129,7 @@ class Loop:
     prompts: list
     seed: int
     progress: Progress = field(default_factory=Progress)
+    store: Callable[[int, Stored], None] | None = None  # is handed step and rollouts where they are due
 
     def steps(self) -> Iterator[tuple[int, Mapping[str, float], Ledger]]:
         """Runs the loop, yielding (step, metrics, ledger) after each step; steps up to 0 are critic warm-up."""
@@ -142,10 +146,14 @@ class Loop:
         experience = self.collector.annotate(rollout, grades, stream, self.progress.correction)
         clock.lap("time/annotate_s")
         metrics = describe(experience)
-        self.progress.correction = dict(experience.memory)
+        before, self.progress.correction = self.progress.correction, dict(experience.memory)
         metrics |= self.collector.correction.metrics(self.progress.correction)
         if len(experience.clean_B):
             credit = self.credit(experience.batch)
+            every = self.trainer.store_rollouts_every
+            if self.store and experience.evidence and every and step >= 0 and (step + 1) % every == 0:
+                kept = Stored(experience.evidence, stream, self.progress.memory, before, credit.advantage_BT)
+                self.store(step + 1, kept)
             metrics |= advantage_error(credit, self.algo.advantages(experience.clean_batch), experience.batch)
             metrics |= self.learn(experience.batch, stream, step=step, credit=credit)
         clock.lap("time/update_s")
