@@ -17,7 +17,7 @@ from numpy import ndarray
 
 from analysis.collect import DIVERGED, Evaluated, Run, scores
 from analysis.inference import LEVEL, Difference, detectable, holm, improvement, paired, wilson
-from analysis.plan import Match
+from analysis.plan import Match, question_limit
 from analysis.stats import Bootstrap
 from analysis.table_spec import Column, Spec
 from noisyrl.spec import InputError
@@ -76,12 +76,12 @@ def build(name: str, table: Spec, matches: Sequence[Match]) -> pd.DataFrame:
     InputError: two finished runs for one planned run, or scores in a column that were not made alike.
     """
     bootstrap = Bootstrap(name, table.resamples)
-    grid, cells = {}, []
+    limit, grid, cells = question_limit(matches), {}, []
     for column in table.columns:
         planned = [match for match in matches if _fits(match, column)]
         groups = _by_row(planned, table.rows)
-        start = _start(planned, column, table) if table.start_row else []
-        found = {key: _results(group, column, table) for key, group in groups.items()}
+        start = _start(planned, column, table, limit) if table.start_row else []
+        found = {key: _results(group, column, table, limit) for key, group in groups.items()}
         alike = [scored for results in found.values() for scored in results.by_seed.values()]
         _check_alike([*alike, *start], column)
         if table.start_row:
@@ -125,26 +125,26 @@ def _by_row(matches: Sequence[Match], rows: Sequence[str]) -> dict[Key, list[Mat
     return groups
 
 
-def _results(group: Sequence[Match], column: Column, table: Spec) -> Results:
-    found = {match.planned.seed: _result(match.done, column, table) for match in group}
+def _results(group: Sequence[Match], column: Column, table: Spec, limit: int | None) -> Results:
+    found = {match.planned.seed: _result(match.done, column, table, limit) for match in group}
     return Results(len(group), {seed: scored for seed, scored in found.items() if scored}, column.benchmark)
 
 
-def _result(run: Run | None, column: Column, table: Spec, step: int | None = None) -> Scored | None:
+def _result(run: Run | None, column: Column, table: Spec, limit: int | None, step: int | None = None) -> Scored | None:
     """The run's score at `step`, or at its end; None if it has none (yet)."""
     at = step if step is not None or run is None else run.last_step
     if run is None or at is None:
         return None
-    wanted = {"benchmark": column.benchmark, "metric": table.metric, "protocol": table.protocol, "limit": table.limit}
+    wanted = {"benchmark": column.benchmark, "metric": table.metric, "protocol": table.protocol, "limit": limit}
     found = run.row(wanted | {"step": at})
     return Scored(run, *found) if found else None
 
 
-def _start(matches: Sequence[Match], column: Column, table: Spec) -> list[Scored]:
+def _start(matches: Sequence[Match], column: Column, table: Spec, limit: int | None) -> list[Scored]:
     """The scores before training: one for each distinct model, for most tables one in all."""
     models: dict[str, Scored] = {}
     for run in (run for match in matches for run in match.attempts):
-        scored = _result(run, column, table, step=0)
+        scored = _result(run, column, table, limit, step=0)
         if scored:
             models.setdefault(scored.row["eval_id"], scored)
     return list(models.values())

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.collect import DIVERGED, UNFINISHED, Run, dotted
-from analysis.plan import Match
+from analysis.plan import Match, question_limit
 from analysis.table_spec import Spec
 
 
 def footer(table: Spec, matches: Sequence[Match], strangers: int, frame: pd.DataFrame) -> list[str]:
     """What the reader must know of the runs behind a table, from the store and from the table's own cells."""
+    limit = question_limit(matches)
     done = [match.done for match in matches if match.done]
     undone = [match.attempts for match in matches if match.done is None]
     absent = sum(not attempts for attempts in undone)
@@ -29,9 +30,9 @@ def footer(table: Spec, matches: Sequence[Match], strangers: int, frame: pd.Data
         f"Tier: {', '.join(tiers) or 'none'}. Ended: {period}. "
         f"Commit: {', '.join(shas) or 'none'}{' with uncommitted changes' if dirty else ''}.",
     ]
-    if "smoke" in tiers or table.limit:
+    if "smoke" in tiers or limit:
         lines.insert(0, "Smoke test, not results: short runs, few questions.")
-    return lines + _comparison(table, frame) + _warnings(table, done, shas)
+    return lines + _comparison(table, frame) + _warnings(table, done, shas, limit)
 
 
 def _comparison(table: Spec, frame: pd.DataFrame) -> list[str]:
@@ -66,10 +67,10 @@ def _comparison(table: Spec, frame: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _warnings(table: Spec, done: Sequence[Run], shas: Sequence[str]) -> list[str]:
-    wanted = {"metric": table.metric, "protocol": table.protocol, "limit": table.limit}
+def _warnings(table: Spec, done: Sequence[Run], shas: Sequence[str], limit: int | None) -> list[str]:
+    wanted = {"metric": table.metric, "protocol": table.protocol, "limit": limit}
     unscored = [run.folder.name for run in done if not run.rows(wanted | {"step": run.last_step})]
     lines = ["Warning: the runs were made by more than one commit."] if len(shas) > 1 else []
     if unscored:
-        lines.append(f"Warning: finished, but no evaluation with limit={table.limit}: {', '.join(unscored)}.")
+        lines.append(f"Warning: finished, but no evaluation with limit={limit}: {', '.join(unscored)}.")
     return lines

@@ -11,14 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
-from analysis.collect import COMPLETED, DIVERGED, Run
+from analysis.collect import COMPLETED, DIVERGED, Run, dotted
 from noisyrl.launch import resolve
 from noisyrl.records import comparable, config_hash, difference
 from noisyrl.spec import InputError
@@ -55,10 +56,11 @@ class Match:
         return done[0] if done else None
 
 
-def expand(sweep: Path, conf: Path) -> list[Planned]:
+def expand(sweep: Path, conf: Path, tier: str | None = None) -> list[Planned]:
     """Every combination of `hydra.sweeper.params` of a sweep file, the last parameter changing fastest.
 
     conf  folder with train.yaml
+    tier  option of conf/tier, which may set ${seeds} and more; None = the default
     InputError: no such file, it sweeps nothing, or one of its values does not compose.
     """
     if not sweep.exists():
@@ -67,11 +69,29 @@ def expand(sweep: Path, conf: Path) -> list[Planned]:
     params = content.get("hydra", {}).get("sweeper", {}).get("params")
     if not params or set(content) - {"hydra"}:
         raise InputError(f"{sweep}: put everything it sets under hydra.sweeper.params, and nothing elsewhere")
-    values = [_values(key, value) for key, value in params.items()]
-    combinations = [dict(zip(params, combination, strict=True)) for combination in product(*values)]
+    chosen = [f"tier={tier}"] if tier else []
     cells: dict[frozenset, dict[str, Any]] = {}
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        return [_identify(combination, cells, sweep) for combination in combinations]
+        resolved = _resolved(params, chosen)
+        values = [_values(key, value) for key, value in resolved.items()]
+        combinations = [dict(zip(resolved, combination, strict=True)) for combination in product(*values)]
+        return [_identify(combination, cells, sweep, chosen) for combination in combinations]
+
+
+def _resolved(params: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, Any]:
+    """The parameters with interpolations such as ${seeds} taken from the config of the chosen tier."""
+    try:
+        root = compose("train", list(chosen))
+    except HydraException as error:
+        raise InputError(str(error).splitlines()[0]) from None
+    OmegaConf.set_struct(root, False)
+    root["sweeper_params"] = dict(params)
+    return cast(dict[str, Any], OmegaConf.to_container(root["sweeper_params"], resolve=True))
+
+
+def question_limit(matches: Sequence[Match]) -> int | None:
+    """The evaluation's `limit` in the planned configs; None = all questions."""
+    return dotted(matches[0].planned.config, "eval.limit") if matches else None
 
 
 def join(plan: Iterable[Planned], runs: Sequence[Run]) -> list[Match]:
@@ -110,12 +130,14 @@ def _values(key: str, value: object) -> list[str]:
     return list(override.sweep_string_iterator()) if override.is_sweep_override() else [str(value)]
 
 
-def _identify(values: Mapping[str, str], cells: dict[frozenset, dict[str, Any]], sweep: Path) -> Planned:
+def _identify(
+    values: Mapping[str, str], cells: dict[frozenset, dict[str, Any]], sweep: Path, chosen: Sequence[str]
+) -> Planned:
     """`cells` remembers configs: those of one cell differ in the seed only, and composing takes a twentieth second."""
     cell = frozenset(item for item in values.items() if item[0] != "seed")
     if cell not in cells:
         try:
-            cells[cell] = resolve(compose("train", [f"{key}={value}" for key, value in values.items()]))
+            cells[cell] = resolve(compose("train", [*chosen, *(f"{key}={value}" for key, value in values.items())]))
         except HydraException as error:
             raise InputError(f"{sweep}: {str(error).splitlines()[0]}") from None
     config = cells[cell]

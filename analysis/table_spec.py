@@ -55,8 +55,6 @@ class Spec:
     columns: list[Column]
     metric: str = "acc"
     protocol: str = "greedy"
-    limit: int | None = None
-    """The evaluation's `limit`; None = all questions."""
     filter: dict[str, Any] = Field(default_factory=dict)
     """Dotted manifest keys and the values they must have; other runs do not exist for this table."""
     start_row: bool = True

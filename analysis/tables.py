@@ -32,10 +32,12 @@ class Folders:
     conf: Path = Path("conf")
 
 
-def make(name: str, at: Folders, formats: Sequence[str] = tuple(writers.WRITERS)) -> list[Path]:
-    """Build table `name`; the files written. InputError: anything the user can mend."""
+def make(
+    name: str, at: Folders, formats: Sequence[str] = tuple(writers.WRITERS), tier: str | None = None
+) -> list[Path]:
+    """Build table `name`; the files written, with the tier in their names. InputError: anything the user can mend."""
     table = read_spec(at.specs / f"{name}.yaml")
-    plan = expand(at.sweeps / f"{table.sweep}.yaml", at.conf)
+    plan = expand(at.sweeps / f"{table.sweep}.yaml", at.conf, tier)
     known_runs = [
         run for run in load_runs(at.runs) if all(dotted(run.manifest, k) == v for k, v in table.filter.items())
     ]
@@ -45,8 +47,9 @@ def make(name: str, at: Folders, formats: Sequence[str] = tuple(writers.WRITERS)
     strangers = len(known_runs) - sum(len(match.attempts) for match in matches)
     frame = build(name, table, matches)
     text = writers.Text(name, table.caption, table.rows, tuple(footer(table, matches, strangers, frame)))
+    stem = f"{name}-{tier}" if tier else name
     at.out.mkdir(parents=True, exist_ok=True)
-    return [_write(at.out / f"{name}.{ending}", writers.WRITERS[ending](text, frame)) for ending in formats]
+    return [_write(at.out / f"{stem}.{ending}", writers.WRITERS[ending](text, frame)) for ending in formats]
 
 
 def _write(path: Path, content: str) -> Path:
@@ -59,14 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="analysis.tables", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="stems of files in the specs folder; default: all of them")
     parser.add_argument("--fmt", nargs="+", choices=writers.WRITERS, default=list(writers.WRITERS), help="default: all")
+    parser.add_argument("--tier", help="option of conf/tier, e.g. smoke; default: testbed")
     for folder in fields(Folders):
         parser.add_argument(f"--{folder.name}", type=Path, default=folder.default, help=f"default: {folder.default}/")
     options = vars(parser.parse_args(arguments))
-    names, formats = options.pop("names"), options.pop("fmt")
+    names, formats, tier = (options.pop(key) for key in ("names", "fmt", "tier"))
     at = Folders(**options)
     try:
         for name in names or sorted(path.stem for path in at.specs.glob("*.yaml")):
-            print(*make(name, at, formats), sep="\n")
+            print(*make(name, at, formats, tier), sep="\n")
     except InputError as error:
         sys.exit(f"error: {error}")
 

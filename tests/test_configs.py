@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from analysis.plan import expand
 from noisyrl.launch import build
 from noisyrl.spec import InputError
 from tests.frame import ROOT, composed, options
@@ -40,12 +41,14 @@ def test_every_launcher_composes(option):
     assert option.split("_")[0] in cfg.hydra.launcher._target_ or "submitit" in cfg.hydra.launcher._target_
 
 
+@pytest.mark.parametrize("tier", options("tier"))
 @pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_sweep_is_a_multirun_of_known_keys(file):
-    sweep = yaml.safe_load(file.read_text())["hydra"]
-    assert sweep["mode"] == "MULTIRUN"
-    first = [f"{key}={str(value).split(',')[0]}" for key, value in sweep["sweeper"]["params"].items()]
-    build(OmegaConf.to_container(composed(*first), resolve=True) | {"name": "x"})
+def test_every_sweep_is_a_multirun_of_known_keys(file, tier):
+    assert yaml.safe_load(file.read_text())["hydra"]["mode"] == "MULTIRUN"
+    planned = expand(file, ROOT / "conf", tier)
+    assert len({(each.cell_id, each.seed) for each in planned}) == len(planned)
+    for config in {each.cell_id: each.config for each in planned}.values():
+        build(config | {"name": "x"})
 
 
 def specs():

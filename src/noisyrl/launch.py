@@ -54,7 +54,8 @@ def _train(cfg: DictConfig) -> dict[str, float]:
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain values. InputError: an interpolation or a mandatory value is missing."""
     try:
-        return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+        config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+        return {key: value for key, value in config.items() if key != "seeds"}  # of the tier: sweeps/ reads them
     except OmegaConfBaseException as error:
         raise InputError(f"config: {str(error).splitlines()[0]}: set {error.full_key or 'it'}=...") from error
 
