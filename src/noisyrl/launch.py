@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -19,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from noisyrl.records import config_hash
 from noisyrl.spec import InputError
 
 # Nothing is fetched while a run is on: models and data are folders and files on disk.
@@ -44,7 +47,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 def _train(cfg: DictConfig) -> dict[str, float]:
     config = resolve(cfg)
     hydra = HydraConfig.get()
-    config["name"] = config["name"] or default_name(config, hydra)
+    config["name"] = config["name"] or same_run(config) or default_name(config, hydra)
     check_name(config["name"])
     experiment = build(config)
     groups = {key for key, value in config.items() if isinstance(value, Mapping)}
@@ -113,6 +116,20 @@ def default_name(config: Mapping[str, Any], hydra: Any) -> str:
     further = sorted(word for word in hydra.overrides.task if word.lstrip("+~").split("=")[0] not in named)
     suffix = f"-{hashlib.sha256(' '.join(further).encode()).hexdigest()[:6]}" if further else ""
     return "-".join([*choices, f"s{config['seed']}"]) + suffix
+
+
+def same_run(config: Mapping[str, Any]) -> str | None:
+    """Name of a run with this very config, seed included, whatever options it was started with; None = there is none.
+
+    Sweeps share cells: the default of one is a row of another. Such a run is resumed or skipped, not made twice.
+    """
+    digest = config_hash(config)
+    for path in sorted(Path(config["runs"]).glob("*/manifest.json")):
+        with suppress(OSError, json.JSONDecodeError, KeyError):
+            manifest = json.loads(path.read_text())
+            if manifest["config_hash"] == digest and manifest["seed"] == config["seed"]:
+                return path.parent.name
+    return None
 
 
 def check_name(name: str) -> None:

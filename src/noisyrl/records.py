@@ -158,10 +158,18 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
 def config_hash(config: Mapping[str, Any]) -> str:
     """sha256 of the config without seed: runs that differ in the seed only share it (they are one cell of a table)."""
     kept = {key: value for key, value in comparable(config).items() if key != "seed"}
-    noise = kept.get("noise", {})
-    if noise.get("seed") == config.get("seed"):
-        kept["noise"] = {key: value for key, value in noise.items() if key != "seed"}
+    if "noise" in kept:
+        kept["noise"] = _without_seed(kept["noise"], config.get("seed"))
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _without_seed(noise: Mapping[str, Any], seed: object) -> dict[str, Any]:
+    """The noise without seeds that are the run's own, those of a chain's members included."""
+    return {
+        key: _without_seed(value, seed) if isinstance(value, Mapping) else value
+        for key, value in noise.items()
+        if key != "seed" or value != seed
+    }
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
