@@ -19,7 +19,10 @@ import torch
 from accelerate import PartialState
 
 from noisyrl import checkpoint
+from noisyrl.alarm import first_alarm
+from noisyrl.ledger import ERRORS, exact_bounds, read
 from noisyrl.models.base import LanguageModel
+from noisyrl.noise.base import Noise
 from noisyrl.records import RunFolder, config_hash
 from noisyrl.trainer import Loop, Progress
 from noisyrl.types import Prompt
@@ -56,7 +59,7 @@ def describe_run(experiment: Experiment, config: Mapping[str, Any], choices: Map
         "config_hash": digest,
         "config": dict(config),
         "tier": experiment.tier,
-        "noise": {"described": experiment.noise.describe()},
+        "noise": declared_noise(experiment.noise),
         "command": sys.argv,
         "git": describe_git(Path(__file__).parent),
         "environment": describe_environment(),
@@ -64,6 +67,12 @@ def describe_run(experiment: Experiment, config: Mapping[str, Any], choices: Map
         "scores": {},
         "resumed": 0,
     }
+
+
+def declared_noise(noise: Noise) -> dict[str, Any]:
+    """What noise says of itself: a line for a person, and its error rates where it declares some."""
+    rates = noise.error_rates
+    return {"described": noise.describe()} | ({"declared": dict(zip(ERRORS, rates, strict=True))} if rates else {})
 
 
 def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,6 +85,7 @@ def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def finish_run(folder: RunFolder, loop: Loop, *, seconds: float) -> None:
     """Marks a run completed. seconds: of this attempt; those of killed attempts are lost with them."""
     newest = checkpoint.saved(folder.path / "checkpoints")[-1]
+    alarm = first_alarm(read(folder.path))
     folder.update(
         status="completed",
         failure=None,
@@ -87,12 +97,16 @@ def finish_run(folder: RunFolder, loop: Loop, *, seconds: float) -> None:
         peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         rewards=folder.reward_course(),
         noise=folder.manifest["noise"] | realised_noise(loop.progress),
+        alarm=None if alarm is None else {"step": alarm.step, "said": str(alarm)},
         **{key: value for key, value in asdict(loop.progress).items() if key not in ("memory", "correction")},
     )
 
 
-def realised_noise(progress: Progress) -> dict[str, float | None]:
-    """What noise did over the whole run: how often right and wrong responses were misjudged; null = no case."""
+def realised_noise(progress: Progress) -> dict[str, Any]:
+    """What noise did over the whole run: how often right and wrong responses were misjudged; null = no case.
+
+    Bounds are exact ones of 95 % for errors that hit every response by itself.
+    """
     wrong = progress.rollouts - progress.right
     negative = progress.right_lowered / progress.right if progress.right else None
     positive = progress.wrong_raised / wrong if wrong else None
@@ -102,6 +116,8 @@ def realised_noise(progress: Progress) -> dict[str, float | None]:
         "realised_false_negative_rate": negative,
         "realised_false_positive_rate": positive,
         "realised_j": youden,
+        "realised_false_negative_bounds": exact_bounds(progress.right_lowered, progress.right),
+        "realised_false_positive_bounds": exact_bounds(progress.wrong_raised, wrong),
         "corrupted_frac": changed,
     }
 

@@ -46,6 +46,7 @@ class Noise(ABC):
     """What `noise=` configures."""
 
     needs_setting: ClassVar[bool] = False  # whether it can be called only after `prepare`
+    pays_early: ClassVar[bool] = False  # whether `early_rewards` may be something
 
     seed: Natural = 0
     """Seed of the draws; the run's seed unless set."""
@@ -75,6 +76,16 @@ class Noise(ABC):
     def name(self) -> str:
         """What it is called in keys, causes and messages: the name of its file."""
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def stream(self) -> str:
+        """The name in the key of its draws: models that share it and the seed draw the same numbers."""
+        return self.name
+
+    @property
+    def error_rates(self) -> tuple[float, float] | None:
+        """Declared (false positive, false negative) rates of a binary verdict; None = none are declared."""
+        return None
 
     def observed_range(self, clean: Range) -> Range:
         """What is usually observed where clean scores lie in `clean`; of unbounded noise, two standard deviations.
@@ -148,7 +159,7 @@ def binary(reward_B: Tensor, name: str) -> Tensor:
     return reward_B
 
 
-def signal_line(youden: float) -> str:
-    """What J = 1 - FPR - FNR means for learning."""
-    line = f"expected signal J = 1 - FPR - FNR = {youden:g}"
+def signal_line(youden: float, meaning: str = "1 - FPR - FNR") -> str:
+    """What J, the difference between right and wrong responses that is left, means for learning."""
+    line = f"expected signal J = {meaning} = {youden:g}"
     return line if youden > 0 else f"{line}. WARNING: J <= 0, no method can learn the right way from this reward"

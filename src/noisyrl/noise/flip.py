@@ -23,8 +23,12 @@ class Flip(KeyedNoise):
 
     def __call__(self, reward_B: Tensor, rollout: Rollout, step: int) -> Tensor:
         """ValueError: a reward other than 0 and 1, which has no opposite."""
-        u_B = self.uniforms("flip", rollout, step)
+        u_B = self.uniforms(self.stream, rollout, step)
         return torch.where(u_B.to(reward_B.device) < self.rate, 1 - binary(reward_B, "flip"), reward_B)
+
+    @property
+    def error_rates(self) -> tuple[float, float]:
+        return self.rate, self.rate
 
     def describe(self) -> str:
         return f"flip: each {self.units} is flipped with probability {self.rate:g}; {signal_line(1 - 2 * self.rate)}"
