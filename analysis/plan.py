@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from analysis.collect import COMPLETED, DIVERGED, Run, dotted
 from noisyrl.launch import resolve
-from noisyrl.records import comparable, config_hash, difference
+from noisyrl.records import config_hash, difference, seedless
 from noisyrl.spec import InputError
 
 
@@ -113,16 +113,9 @@ def near_misses(matches: Iterable[Match], runs: Sequence[Run]) -> dict[str, list
             choices = run.manifest["choices"]
             wanted = {key: value for key, value in match.planned.values.items() if key in choices}
             if run.seed == match.planned.seed and wanted and wanted.items() <= choices.items():
-                change = difference(_seedless(run.manifest["config"]), _seedless(match.planned.config))
+                change = difference(seedless(run.manifest["config"]), seedless(match.planned.config))
                 found.setdefault(change, []).append(run.folder.name)
     return found
-
-
-def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in comparable(config).items() if key != "seed"}
-    if isinstance(kept.get("noise"), Mapping):
-        kept["noise"] = {key: value for key, value in kept["noise"].items() if key != "seed"}
-    return kept
 
 
 def _values(key: str, value: object) -> list[str]:

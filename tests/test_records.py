@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from noisyrl import records
+from noisyrl.launch import same_run
 from noisyrl.records import RunFolder, config_hash, difference, read_manifest, write_atomic
 from noisyrl.spec import InputError
 from tests.frame import ROOT
@@ -65,7 +66,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_a_folder_in_use_is_refused(tmp_path):
     folder, _ = opened(tmp_path / "x")
     script = (
-        "import sys; from noisyrl.records import RunFolder; from pathlib import Path\n"
+        "import sys; from noisyrl.launch import same_run
+from noisyrl.records import RunFolder; from pathlib import Path\n"
         "RunFolder(Path(sys.argv[1]), {}).open({})"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
@@ -135,6 +137,20 @@ def test_seeds_share_a_cell_and_nothing_else_does():
     assert config_hash(same) == config_hash(CONFIG)
     assert config_hash(CONFIG | {"noise": {"rate": 0.3, "seed": 5}}) != config_hash(CONFIG)
     assert config_hash(CONFIG | {"algo": {"lr": 2.0}}) != config_hash(CONFIG)
+    chains = [CONFIG | {"seed": seed, "noise": {"first": {"rate": 0.1, "seed": seed}}} for seed in (3, 4)]
+    assert config_hash(chains[0]) == config_hash(chains[1])
+
+
+def test_a_run_is_known_by_its_config_whatever_it_is_called(tmp_path):
+    config = CONFIG | {"runs": str(tmp_path), "name": None}
+    assert same_run(config) is None
+    folder = RunFolder(tmp_path / "called so", config)
+    folder.open({"config_hash": config_hash(config), "seed": 1, "config": config})
+    folder.close()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/manifest.json").write_text("{")
+    assert same_run(config) == "called so"
+    assert same_run(config | {"seed": 2}) is None and same_run(config | {"algo": {"lr": 3.0}}) is None
 
 
 def test_differences_name_absent_keys():

@@ -157,19 +157,17 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """sha256 of the config without seed: runs that differ in the seed only share it (they are one cell of a table)."""
-    kept = {key: value for key, value in comparable(config).items() if key != "seed"}
-    if "noise" in kept:
-        kept["noise"] = _without_seed(kept["noise"], config.get("seed"))
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(seedless(config), sort_keys=True).encode()).hexdigest()
 
 
-def _without_seed(noise: Mapping[str, Any], seed: object) -> dict[str, Any]:
-    """The noise without seeds that are the run's own, those of a chain's members included."""
-    return {
-        key: _without_seed(value, seed) if isinstance(value, Mapping) else value
-        for key, value in noise.items()
-        if key != "seed" or value != seed
-    }
+def seedless(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`comparable(config)` without the run's seed, and without the seeds of its parts that are the run's own."""
+
+    def without(tree: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in tree.items() if key != "seed" or value != config.get("seed")}
+        return {key: without(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+
+    return without(comparable(config))
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
