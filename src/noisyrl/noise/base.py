@@ -145,7 +145,8 @@ class KeyedNoise(Noise):
 
     def _member(self, rollout: Rollout, row: int) -> object:
         if self.unit == "response":
-            return f"{rng.hash64(rollout.texts[row]):016x}"
+            text = "\n".join(rollout.turns[row])  # `rollout.texts` would join every row for each
+            return f"{rng.hash64(text):016x}"
         return int(rollout.sample_B[row]) if self.unit == "sample" else -1
 
 
