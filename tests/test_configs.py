@@ -1,7 +1,10 @@
 """The configs are alive: every file composes and builds, every key is read, what is wrong is refused."""
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,3 +139,11 @@ def test_commands_in_the_documents_name_what_exists():
             r"\b(algo|noise|data|model|rollout|trainer|eval|logger)=([\w.]+)", document.read_text()
         ):
             assert Path(ROOT / "conf" / group / f"{option}.yaml").exists(), f"{document.name}: {group}={option}"
+
+
+def test_a_folder_called_like_a_key_is_no_config_group(tmp_path):
+    """`runs/` lies in the working directory of every user: `runs=elsewhere` must stay the key."""
+    (tmp_path / "runs").mkdir()
+    words = [sys.executable, str(ROOT / "src/train.py"), "+sweeps=smoke", "runs=elsewhere", "--cfg", "job"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "src"})
+    assert "runs: elsewhere" in done.stdout, done.stderr

@@ -66,8 +66,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_a_folder_in_use_is_refused(tmp_path):
     folder, _ = opened(tmp_path / "x")
     script = (
-        "import sys; from noisyrl.launch import same_run
-from noisyrl.records import RunFolder; from pathlib import Path\n"
+        "import sys; from noisyrl.records import RunFolder; from pathlib import Path\n"
         "RunFolder(Path(sys.argv[1]), {}).open({})"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
