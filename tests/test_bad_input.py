@@ -37,6 +37,7 @@ def say(tmp_path, monkeypatch, capsys):
         (["+algo.clip_lwo=0.1"], ["algo.clip_lwo does not exist", "did you mean clip_low?"]),
         (["+trainer.stesp=3"], ["trainer.stesp does not exist", "did you mean steps?"]),
         (["noise=none", "noise.rate=0.3"], ["noise.rate does not exist", "known there: noise.seed"]),
+        (["noise=chain", "noise@noise.second=per_turn", "noise.second.ds=1"], ["did you mean noise.second.sd?"]),
         (["algo.clip_low=wide"], ["algo.clip_low", "valid number", "'wide'"]),
         (["trainer.steps=0"], ["trainer.steps", "greater than or equal to 1"]),
         (["noise=flip", "noise.rate=1.5"], ["noise.rate", "less than or equal to 1", "1.5"]),

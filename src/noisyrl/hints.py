@@ -17,13 +17,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 _ASSIGNMENT = re.compile(r"^([A-Za-z_][\w.]*)=")
+_CHOICE = re.compile(r"^([a-z_]+)(@[\w.]+)?=")  # noise=flip, noise@noise.first=flip
 
 
 def refuse_unknown_keys(config_dir: Path, config_name: str, words: Sequence[str]) -> None:
     """Exits with status 1 and one message if a word `a.b=value` assigns a key that the chosen config does not have."""
     assigned = {match[1]: word for word in words if (match := _ASSIGNMENT.match(word))}
     groups = {key for key in assigned if (config_dir / key).is_dir()}
-    config = _composed(config_dir, config_name, [assigned[key].split(",")[0] for key in groups])
+    choices = [word for word in words if (match := _CHOICE.match(word)) and (config_dir / match[1]).is_dir()]
+    config = _composed(config_dir, config_name, [word.split(",")[0] for word in choices])
     if config is None:
         return  # the choice of a group is at fault, which Hydra explains well
     plain = OmegaConf.to_container(config, resolve=False)

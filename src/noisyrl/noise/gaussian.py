@@ -20,7 +20,11 @@ class Gaussian(KeyedNoise):
     """Standard deviation, in units of the reward; 0 = none."""
 
     def __call__(self, reward_B: Tensor, rollout: Rollout, step: int) -> Tensor:
-        return reward_B + self.sd * self.normals("gauss", rollout, step).to(reward_B)
+        return reward_B + self.sd * self.normals(self.stream, rollout, step).to(reward_B)
+
+    @property
+    def stream(self) -> str:
+        return "gauss"
 
     def observed_range(self, clean: Range) -> Range:
         return Range(clean.low - 2 * self.sd, clean.high + 2 * self.sd)

@@ -26,8 +26,12 @@ class Heteroscedastic(KeyedNoise):
 
     def __call__(self, reward_B: Tensor, rollout: Rollout, step: int) -> Tensor:
         noisy = [rng.uniform("noise-v1", "het", self.seed, p.uid) < self.frac for p in rollout.prompts]
-        added_B = self.sd * self.normals("gauss", rollout, step).to(reward_B)
-        return torch.where(torch.tensor(noisy, device=reward_B.device), reward_B + added_B, reward_B)
+        added_B = self.sd * self.normals(self.stream, rollout, step).to(reward_B)
+        return torch.where(torch.tensor(noisy, dtype=torch.bool, device=reward_B.device), reward_B + added_B, reward_B)
+
+    @property
+    def stream(self) -> str:
+        return "gauss"
 
     def observed_range(self, clean: Range) -> Range:
         return Range(clean.low - 2 * self.sd, clean.high + 2 * self.sd)

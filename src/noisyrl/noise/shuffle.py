@@ -24,7 +24,8 @@ class Shuffle(Noise):
         given = sorted(range(len(names)), key=names.__getitem__)
         dealt = sorted(given, key=lambda row: rng.hash64("noise-v1", "shuffle", self.seed, step, *names[row]))
         observed_B = reward_B.clone()
-        observed_B[torch.tensor(dealt, device=reward_B.device)] = reward_B[torch.tensor(given, device=reward_B.device)]
+        to_B, from_B = (torch.tensor(x, dtype=torch.int64, device=reward_B.device) for x in (dealt, given))
+        observed_B[to_B] = reward_B[from_B]
         return observed_B
 
     def describe(self) -> str:
