@@ -262,7 +262,7 @@ def test_a_ledger_is_read_as_it_was_written(tmp_path):
 def test_a_missing_or_damaged_ledger_is_said_to_be_so(tmp_path):
     folder = RunFolder(tmp_path / "x", CONFIG)
     folder.open({"status": "running", "config": CONFIG})
-    with pytest.raises(InputError, match=r"x/ledger.jsonl does not exist: .* give the run's command again"):
+    with pytest.raises(InputError, match=r"x/ledger.jsonl does not exist: .* train it again with another name="):
         account(tmp_path / "x")
     with pytest.raises(InputError, match="no run at .*; runs there: x"):
         account(tmp_path / "y")

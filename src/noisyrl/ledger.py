@@ -184,8 +184,8 @@ def read(folder: Path) -> pd.DataFrame:
             ) from None
     if not entries:
         raise InputError(
-            f"{file} {'has no whole line yet' if file.is_file() else 'does not exist'}: a run writes it step by step; "
-            "train, or give the run's command again"
+            f"{file} {'has no whole line yet' if file.is_file() else 'does not exist'}: the run has not ended its "
+            "first step, or was made before there were ledgers; train it, or train it again with another name="
         )
     rows = pd.DataFrame.from_records(entries)
     return rows.astype({"clean": float, "observed": float, "used": float, "finished": bool})

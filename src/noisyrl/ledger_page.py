@@ -16,6 +16,7 @@ import torch
 
 from noisyrl import ledger
 from noisyrl.alarm import WINDOW, Alarm, first_alarm
+from noisyrl.ops.masked import correlation
 from noisyrl.records import read_manifest
 
 if TYPE_CHECKING:
@@ -158,10 +159,11 @@ def _head(found: Account) -> Iterator[str]:
     yield _line("correction", f"{said}; {int((~used).sum())} withheld from the algorithm")
     if len(found.warmed):
         warm = rates(found.warmed)
-        said = ", ".join(f"{name} {rate.value:.3f}" for name, rate in warm.items())
+        said = ", ".join(f"{name} {_number(rate.value)}" for name, rate in warm.items())
+        apart = "; not counted below" if len(found.trained) else ""
         yield _line(
             "warm-up",
-            f"{len(found.warmed)} rewards of steps {rows['step'].min()} to 0 taught the critic only: {said}; not below",
+            f"{len(found.warmed)} rewards of steps {rows['step'].min()} to 0 taught the critic only: {said}{apart}",
         )
 
 
@@ -172,11 +174,15 @@ def _rates(rows: pd.DataFrame, manifest: Mapping[str, Any]) -> Iterator[str]:
         bounds = [f"{low:.3f} - {high:.3f}" for low, high in (rate.exact, rate.by_prompt)]
         said = f"{declared[name]:g}, {rate.place(declared[name])}" if name in declared else "-"
         cases = f"{rate.count}/{rate.cases}"
-        yield f"{name:16} {cases:>13} {rate.value:6.3f}  {bounds[0]:>14}  {bounds[1]:>14}  {said}"
+        yield f"{name:16} {cases:>13} {_number(rate.value):>6}  {bounds[0]:>14}  {bounds[1]:>14}  {said}"
     both = scored(rows)
+    if not both["observed"].isin((0.0, 1.0)).all():
+        yield "(rewards are graded: any rise of a wrong response's and any fall of a right one's is counted)"
     clean, observed = (torch.tensor(both[name].to_numpy()) for name in ("clean", "observed"))
-    left, correlation = ledger.youden(clean, observed), both["clean"].corr(both["observed"])
-    yield _line("signal J", f"{left:.3f} of the distance of right and wrong; correlation with clean {correlation:.3f}")
+    left, agreement = ledger.youden(clean, observed), correlation(clean, observed)
+    yield _line(
+        "signal J", f"{_number(left)} of the distance of right and wrong; correlation with clean {agreement:.3f}"
+    )
 
 
 def _causes(rows: pd.DataFrame) -> Iterator[str]:
@@ -206,7 +212,9 @@ def _signal(rows: pd.DataFrame, metrics: pd.DataFrame) -> Iterator[str]:
     )
     yield _line("alignment", _alignment(rows))
     means = metrics[metrics["step"] > 0][list(ADVANTAGES)].mean()
-    said = [f"{text} {means[name]:.3f}" for name, text in zip(ADVANTAGES, ("correlation", "same sign"), strict=True)]
+    said = [
+        f"{text} {_number(means[name])}" for name, text in zip(ADVANTAGES, ("correlation", "same sign"), strict=True)
+    ]
     yield _line(
         "advantages", f"against those of clean rewards: {', '.join(said)}" if means.notna().any() else "none logged"
     )
@@ -220,7 +228,7 @@ def _alignment(rows: pd.DataFrame) -> str:
     if not len(z):
         return "no group with clean spread"
     ratio = ledger.signal_to_noise(z)
-    said = {math.inf: "infinite: no group was disturbed"}.get(ratio, f"{ratio:.2f}")
+    said = {math.inf: "infinite: no group was disturbed"}.get(ratio, _number(ratio))
     return f"mean {float(z.mean()):.3f} over {len(z)} groups with clean spread; signal-to-noise of a group {said}"
 
 
@@ -247,7 +255,7 @@ def _course(found: Account) -> Iterator[str]:
             table.setdefault(name, []).append(float(value))
     yield _cells("steps", [f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans])
     for name, values in table.items():
-        yield _cells(name, ["-" if math.isnan(value) else f"{value:.3f}" for value in values])
+        yield _cells(name, [_number(value) for value in values])
 
 
 def _verdict(found: Account) -> str:
@@ -271,6 +279,10 @@ def _line(name: str, text: str) -> str:
 
 def _cells(name: str, cells: Sequence[str]) -> str:
     return f"{name:16} " + " ".join(f"{cell:>8}" for cell in cells)
+
+
+def _number(x: float) -> str:
+    return "-" if math.isnan(x) else f"{x:.3f}"
 
 
 def _share(count: int, total: int) -> str:

@@ -105,7 +105,8 @@ def finish_run(folder: RunFolder, loop: Loop, *, seconds: float) -> None:
 def realised_noise(progress: Progress) -> dict[str, Any]:
     """What noise did over the whole run: how often right and wrong responses were misjudged; null = no case.
 
-    Bounds are exact ones of 95 % for errors that hit every response by itself.
+    Bounds are exact ones of 95 % for errors that hit every response by itself. Any lowered reward of a right response
+    and any raised one of a wrong response counts, so only rates of rewards 0 and 1 make a J; else see src/ledger.py.
     """
     wrong = progress.rollouts - progress.right
     negative = progress.right_lowered / progress.right if progress.right else None
