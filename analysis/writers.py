@@ -62,6 +62,11 @@ def show(cell: Any) -> str:
     return _SHOWN[cell.kind](cell)
 
 
+def plain(cell: Any) -> str:
+    """One cell without bold and italics."""
+    return _styled(show(cell), ("", ""), ("", ""))
+
+
 def _score(cell: Any) -> str:
     if not cell.n:
         return GAP + _counts(cell)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from analysis import cells, tables, writers
+from analysis import cells, status, tables, writers
+from analysis.collect import load_runs
+from analysis.explain import explain
 from analysis.inference import holm, paired
-from analysis.plan import expand
+from analysis.plan import expand, join
 from analysis.table_spec import Average, Column, Spec
+from noisyrl.spec import InputError
 from tests.analysis.made_up_runs import DATA, write_run
 
 START_RIGHT = (4, 2)
@@ -190,3 +195,52 @@ def test_specs_that_contradict_themselves(changes, message):
     given = {"caption": "", "sweep": "s", "rows": ["algo"], "columns": [Column(label="toy", benchmark="toy")]}
     with pytest.raises(ValueError, match=message):
         Spec(**(given | {"compare": "algo", "reference": "ppo"} | changes))
+
+
+def test_a_cell_is_explained_by_its_runs(at):
+    made(at)
+    (at.runs / "ppo-2").rename(at.runs.parent / "gone")
+    text = explain("five", {"algo": "ppo", "noise": "flip0.3"}, "toy", at)
+    assert "shown: 62.5 ±" in text and "seed 2: missing" in text
+    assert f"seed 3: 0.6250 over 8 questions, {at.runs}/ppo-3/eval/000010000003/samples.parquet" in text
+    both = explain("five", {"algo": "grpo", "noise": "flip0.3"}, "Δ ppo, ALL", at)
+    assert "toy (toy):" in both and "ood (toy_ood):" in both and "p_holm: " in both
+    path = at.runs / "ppo-3/eval/000010000003/aggregate.jsonl"
+    path.write_text(path.read_text().replace('"value": 0.625', '"value": 0.75'))
+    assert "BUT aggregate.jsonl says 0.7500" in explain("five", {"algo": "ppo", "noise": "flip0.3"}, "toy", at)
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "message"),
+    [
+        ({"algo": "dvpo"}, "toy", "0 rows fit"),
+        ({"algo": "ppo"}, "math", "no column 'math'"),
+        ({"x": "1"}, "toy", "not by x"),
+    ],
+)
+def test_an_unknown_cell_lists_the_known_ones(at, row, column, message):
+    made(at)
+    with pytest.raises(InputError, match=message):
+        explain("five", row, column, at)
+
+
+STATES = [("infra_failed", "RuntimeError: x"), ("running", None)]
+
+
+def test_status_counts_and_estimates(at):
+    runs = load_runs(at.runs)
+    for run, (word, failure) in zip(runs, STATES, strict=False):
+        manifest = dict(run.manifest) | {"status": word, "failure": failure}
+        (run.folder / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(at.runs / "ppo-4")
+    config = {"trainer": {"steps": 10}, "algo": {}, "data": {}, "model": {}}
+    timed = [replace(run, manifest={**run.manifest, "config": config, "seconds": 30.0}) for run in load_runs(at.runs)]
+    matches = [
+        replace(match, planned=replace(match.planned, config=config))
+        for match in join(expand(at.sweeps / "five.yaml", at.conf), timed)
+    ]
+    line, failures = status.report("five", matches, timed)
+    assert [line[kind] for kind in ("planned", "finished", "under way", "failed", "missing")] == [10, 7, 1, 1, 1]
+    assert failures == ["failed: grpo-0: infra_failed: RuntimeError: x"]
+    assert status.seconds_left(matches, timed) == (pytest.approx(90.0), 0)
+    assert status.seconds_left(matches, []) == (0.0, 3)
