@@ -52,6 +52,14 @@ def test_a_missing_reward_is_imputed_from_its_group_then_from_the_step(monkeypat
     torch.testing.assert_close(found[missing], CLEAN[~missing].mean().expand(int(missing.sum())))
 
 
+def test_each_group_is_imputed_on_its_own():
+    found = Dropout(rate=0.4, mode="impute")(CLEAN, ROLLOUT, 0).view(50, 8)
+    missing = Dropout(rate=0.4)(CLEAN, ROLLOUT, 0).isnan().view(50, 8)
+    assert not missing.all(dim=1).any()
+    mean = (CLEAN.view(50, 8) * ~missing).sum(dim=1, keepdim=True) / (~missing).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(found, torch.where(missing, mean, CLEAN.view(50, 8)), atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.8])
 def test_zero_scales_the_expected_centred_advantage_by_one_minus_the_rate(rate, monkeypatch):
     expected = sum(
