@@ -131,7 +131,8 @@ def composed(conf: Path, config: Mapping[str, Any], noise: str, algo: str) -> Ex
         with _hydra(conf):
             cfg = compose("train", words)
     except HydraException as error:
-        raise InputError(f"noises, algos: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).partition("Config search path")[0].split())
+        raise InputError(f"noises, algos: {said}") from error
     with open_dict(cfg):  # references such as ${rollout.max_tokens} then speak of the run
         cfg.update({key: value for key, value in config.items() if key not in ("noise", "correction", "algo")})
     experiment = build(resolve(cfg))
@@ -402,7 +403,7 @@ def _apart(statistic: Statistic) -> Statistic:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a person reads it; a star marks differences whose interval leaves out 0."""
+    """The report as a person reads it."""
     replays = report["replayed"]
     wrong = [str(step) for step, same in replays.items() if not same]
     lines = [
@@ -411,13 +412,14 @@ def markdown(report: Mapping[str, Any]) -> str:
         if replays
         else "Stored rollouts: none (trainer.store_rollouts_every)",
         f"Policy of step {report['step']}, {report['batches']} batches, reference: clean gradient of "
-        f"{report['reference']}, of the other batches; mean +- 95 % interval over batches",
+        f"{'the same algorithm' if report['reference'] == 'own' else report['reference']} on the other batches; mean +- 95 % interval over batches",
         "",
         *_table(["noise", "algorithm"], ([r["noise"], r["algo"]] for r in report["cells"]), report["cells"], "{:.3f}"),
     ]
     if report["differences"]:
         named = ([r["noise"], f"{r['second']} - {r['first']}"] for r in report["differences"])
         lines += ["", *_table(["noise", "difference"], named, report["differences"], "{:+.3f}")]
+        lines += ["", "* = the interval leaves out 0; not corrected for the number of comparisons"]
     return "\n".join(lines)
 
 
