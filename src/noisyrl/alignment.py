@@ -406,13 +406,13 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The report as a person reads it."""
     replays = report["replayed"]
     wrong = [str(step) for step, same in replays.items() if not same]
+    outcome = f"NOT reproduced at steps {', '.join(wrong)}" if wrong else "reproduced bit for bit"
+    replayed = f"{len(replays)} steps, advantages {outcome}" if replays else "none (trainer.store_rollouts_every)"
+    reference = "the same algorithm" if report["reference"] == "own" else report["reference"]
     lines = [
-        f"Stored rollouts: {len(replays)} steps, advantages "
-        + (f"NOT reproduced at steps {', '.join(wrong)}" if wrong else "reproduced bit for bit")
-        if replays
-        else "Stored rollouts: none (trainer.store_rollouts_every)",
-        f"Policy of step {report['step']}, {report['batches']} batches, reference: clean gradient of "
-        f"{'the same algorithm' if report['reference'] == 'own' else report['reference']} on the other batches; mean +- 95 % interval over batches",
+        f"Stored rollouts: {replayed}",
+        f"Policy of step {report['step']}, {report['batches']} batches; reference: clean gradient of {reference} on the "
+        "other batches; mean +- 95 % interval over batches",
         "",
         *_table(["noise", "algorithm"], ([r["noise"], r["algo"]] for r in report["cells"]), report["cells"], "{:.3f}"),
     ]
