@@ -411,8 +411,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     reference = "the same algorithm" if report["reference"] == "own" else report["reference"]
     lines = [
         f"Stored rollouts: {replayed}",
-        f"Policy of step {report['step']}, {report['batches']} batches; reference: clean gradient of {reference} on the "
-        "other batches; mean +- 95 % interval over batches",
+        f"Policy of step {report['step']}, {report['batches']} batches; reference: clean gradient of {reference} on "
+        "the other batches; mean +- 95 % interval over batches",
         "",
         *_table(["noise", "algorithm"], ([r["noise"], r["algo"]] for r in report["cells"]), report["cells"], "{:.3f}"),
     ]
