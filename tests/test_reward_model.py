@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 
 from noisyrl import reward_model as learned
+from noisyrl.launch import build
 from noisyrl.models.base import ModelSpec
 from noisyrl.noise.reward_model import RewardModel
 from noisyrl.reward_model import Example, RewardModelTraining, rank_accuracy
@@ -18,7 +21,7 @@ from noisyrl.spec import InputError, spec
 from noisyrl.tasks.base import Task
 from noisyrl.types import Grade, Prompt, Range, rows
 from tests.evaluation.stage import random_model
-from tests.frame import built, made_up_rollout
+from tests.frame import ROOT, built, made_up_rollout
 from tests.noise.quiz import rollout_of, setting_for
 
 ROLLOUT = made_up_rollout(prompts=8, samples=8)
@@ -110,6 +113,15 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("reward") / "model"
     training().run(place)
     return place
+
+
+def test_its_config_is_alive():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = OmegaConf.to_container(compose("reward_model", ["data=math", "steps=7"]), resolve=True)
+    built_one = build(config)
+    assert isinstance(built_one, RewardModelTraining) and built_one.steps == 7
+    with pytest.raises(InputError, match="config key wrong_labels: Input should be less than or equal to 1"):
+        build(config | {"wrong_labels": 2})
 
 
 def made_of(folder):

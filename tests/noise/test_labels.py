@@ -164,6 +164,8 @@ def test_labels_of_something_else_are_refused(tmp_path):
     WrongLabels(rate=0.5).prepare(setting_for(QUIZ, folder=tmp_path))
     with pytest.raises(InputError, match="labels.jsonl was made for .*set name="):
         WrongLabels(rate=0.4).prepare(setting_for(QUIZ, folder=tmp_path))
+    with pytest.raises(InputError, match="cannot be read"):  # the main process wrote nothing
+        WrongLabels(rate=0.5).prepare(setting_for(QUIZ, folder=tmp_path / "elsewhere", main=False))
     (tmp_path / "labels.jsonl").write_text("not json")
     with pytest.raises(InputError, match="cannot be read"):
         WrongLabels(rate=0.5).prepare(setting_for(QUIZ, folder=tmp_path))

@@ -82,8 +82,8 @@ class RewardModel(KeyedNoise):
         ranked = "an unknown share" if found["every_pair"] is None else f"{found['every_pair']:.3f}"
         return (
             f"reward_model: the scores of {self.path}, which ranks a right above a wrong response to the same held-out "
-            f"prompt in {ranked} of the pairs (exact 95 % interval {found['low']:.3f} to {found['high']:.3f}); right "
-            "ones score 1 and wrong ones 0 on average"
+            f"prompt in {ranked} of all pairs, and in {found['right']} of {found['pairs']} disjoint ones (exact 95 % "
+            f"interval {found['low']:.3f} to {found['high']:.3f}); right ones score 1 and wrong ones 0 on average"
         )
 
 
