@@ -17,8 +17,9 @@ OUT ?= tables
 T ?=
 FMT ?=
 RUN ?=
+TIER ?=
 
-.PHONY: help setup lock lint format typecheck check test test-slow smoke train eval tables bars clean clean-tables
+.PHONY: help setup lock lint format typecheck check test test-slow smoke train eval tables claims status bars clean clean-tables
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,11 +42,17 @@ train: setup ## run the main job on the embedded testbed; ARGS="algo=grpo ..." o
 eval: setup ## score a finished run: RUN=NAME, ARGS="eval=smoke"
 	$(BIN)/python src/eval.py run=$(RUN) $(ARGS)
 
-tables: setup ## build tables/ from run folders; T=smoke for one, FMT=md for one format, RUNS=, OUT=
-	$(BIN)/python -m analysis.tables $(T) --runs $(RUNS) --out $(OUT) $(if $(FMT),--fmt $(FMT))
+tables: setup ## build tables/ from run folders; T=main for one, FMT=md for one format, TIER=smoke, RUNS=, OUT=
+	$(BIN)/python -m analysis.tables $(T) --runs $(RUNS) --out $(OUT) $(if $(FMT),--fmt $(FMT)) $(if $(TIER),--tier $(TIER))
 
-sweep-%: setup ## run sweeps/%.yaml, the runs behind the table of the same name
-	$(BIN)/python src/train.py +sweeps=$* runs=$(RUNS) $(ARGS)
+claims: setup ## what our tables say of the claims in analysis/claims.yaml; TIER=, RUNS=, OUT=
+	$(BIN)/python -m analysis.claims --runs $(RUNS) --out $(OUT) $(if $(TIER),--tier $(TIER))
+
+status: setup ## how far the sweeps are: planned, finished, failed and why, time left; T=main for one, TIER=, RUNS=
+	$(BIN)/python -m analysis.status $(T) --runs $(RUNS) $(if $(TIER),--tier $(TIER))
+
+sweep-%: setup ## run sweeps/%.yaml, the runs behind the table of the same name; TIER=smoke for its small form
+	$(BIN)/python src/train.py +sweeps=$* launcher=joblib runs=$(RUNS) $(if $(TIER),tier=$(TIER)) $(ARGS)
 
 smoke: setup ## the smoke sweep and its table, some minutes
 	$(BIN)/python src/train.py +sweeps=smoke launcher=joblib runs=$(RUNS) $(ARGS)

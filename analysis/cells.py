@@ -70,27 +70,18 @@ class Results:
         }
 
 
+Grid = Mapping[str, Mapping[Key, Results]]  # column label -> row -> results; the rows of a column in planned order
+
+
 def build(name: str, table: Spec, matches: Sequence[Match]) -> pd.DataFrame:
     """The long frame: one row per cell of the table, planned cells without a result included.
 
     InputError: two finished runs for one planned run, or scores in a column that were not made alike.
     """
-    bootstrap = Bootstrap(name, table.resamples)
-    limit, grid, cells = question_limit(matches), {}, []
-    for column in table.columns:
-        planned = [match for match in matches if _fits(match, column)]
-        groups = _by_row(planned, table.rows)
-        start = _start(planned, column, table, limit) if table.start_row else []
-        found = {key: _results(group, column, table, limit) for key, group in groups.items()}
-        alike = [scored for results in found.values() for scored in results.by_seed.values()]
-        _check_alike([*alike, *start], column)
-        if table.start_row:
-            labels = tuple(START if row == table.rows[0] else "" for row in table.rows)
-            found = {labels: Results(len(start), dict(enumerate(start)), column.benchmark)} | found
-        grid[column.label] = found
+    bootstrap, grid, cells = Bootstrap(name, table.resamples), results(table, matches), []
     for label, rows in grid.items():
-        for key, results in rows.items():
-            cells.append(_labels(table, key) | {"column": label, "kind": "score"} | _score(results, bootstrap))
+        for key, found in rows.items():
+            cells.append(_labels(table, key) | {"column": label, "kind": "score"} | _score(found, bootstrap))
     for average in table.averages:
         for key in _keys(grid[part] for part in average.of):
             parts = [grid[part].get(key, Results(0, {}, "")) for part in average.of]
@@ -104,6 +95,21 @@ def build(name: str, table: Spec, matches: Sequence[Match]) -> pd.DataFrame:
     if table.reported:
         frame = pd.concat([frame, _reported(table, grid)], ignore_index=True)
     return frame
+
+
+def results(table: Spec, matches: Sequence[Match]) -> Grid:
+    """What every row has in every column. InputError: scores in a column were not made alike."""
+    limit, grid = question_limit(matches), {}
+    for column in table.columns:
+        planned = [match for match in matches if _fits(match, column)]
+        found = {key: _results(group, column, table, limit) for key, group in _by_row(planned, table.rows).items()}
+        start = _start(planned, column, table, limit) if table.start_row else []
+        _check_alike([*(scored for part in found.values() for scored in part.by_seed.values()), *start], column)
+        if table.start_row:
+            labels = tuple(START if row == table.rows[0] else "" for row in table.rows)
+            found = {labels: Results(len(start), dict(enumerate(start)), column.benchmark)} | found
+        grid[column.label] = found
+    return grid
 
 
 def _labels(table: Spec, key: Key) -> dict[str, str]:
@@ -160,10 +166,10 @@ def _check_alike(group: Sequence[Scored], column: Column) -> None:
                 )
 
 
-def _score(results: Results, bootstrap: Bootstrap) -> dict[str, Any]:
-    if not results.by_seed:
-        return results.facts() | _NOTHING
-    return results.facts() | bootstrap.interval(results.matrix(), results.benchmark)._asdict()
+def _score(found: Results, bootstrap: Bootstrap) -> dict[str, Any]:
+    if not found.by_seed:
+        return found.facts() | _NOTHING
+    return found.facts() | bootstrap.interval(found.matrix(), found.benchmark)._asdict()
 
 
 def _average(parts: Sequence[Results], bootstrap: Bootstrap) -> dict[str, Any]:
@@ -192,13 +198,13 @@ def _common(parts: Iterable[Results]) -> list[int]:
     return sorted(set.intersection(*(set(part.by_seed) for part in parts)))
 
 
-def _parts(table: Spec, grid: Mapping[str, Mapping[Key, Results]], label: str, key: Key) -> list[Results]:
+def behind(table: Spec, grid: Grid, label: str, key: Key) -> list[Results]:
     """The results behind a column or an average."""
     of = {average.label: average.of for average in table.averages}.get(label, [label])
     return [grid[part].get(key, Results(0, {}, "")) for part in of]
 
 
-def _blocks(table: Spec, grid: Mapping[str, Mapping[Key, Results]]) -> list[dict[str, Key]]:
+def _blocks(table: Spec, grid: Grid) -> list[dict[str, Key]]:
     """Rows that may be compared: alike but for `table.compare`; for each block its keys by that parameter's value."""
     assert table.compare
     at = table.rows.index(table.compare)
@@ -209,7 +215,7 @@ def _blocks(table: Spec, grid: Mapping[str, Mapping[Key, Results]]) -> list[dict
     return list(blocks.values())
 
 
-def _difference(first: Sequence[Results], second: Sequence[Results]) -> tuple[Difference | None, list[int]]:
+def difference(first: Sequence[Results], second: Sequence[Results]) -> tuple[Difference | None, list[int]]:
     """First minus second over the seeds both have; None if there are none."""
     seeds = _common([*first, *second])
     if not seeds:
@@ -217,7 +223,7 @@ def _difference(first: Sequence[Results], second: Sequence[Results]) -> tuple[Di
     return paired([part.matrix(seeds) for part in first], [part.matrix(seeds) for part in second]), seeds
 
 
-def _differences(table: Spec, grid: Mapping[str, Mapping[Key, Results]]) -> list[pd.DataFrame]:
+def _differences(table: Spec, grid: Grid) -> list[pd.DataFrame]:
     """Cells "difference from the reference" of the primary columns; Holm over all of them in the table."""
     cells = []
     for label in table.primary:
@@ -227,8 +233,8 @@ def _differences(table: Spec, grid: Mapping[str, Mapping[Key, Results]]) -> list
                 cell = _labels(table, key) | {"column": f"Δ {table.reference}, {label}", "kind": "difference"}
                 if reference is None or key == reference:
                     continue
-                first, second = _parts(table, grid, label, key), _parts(table, grid, label, reference)
-                found, seeds = _difference(first, second)
+                first, second = behind(table, grid, label, key), behind(table, grid, label, reference)
+                found, seeds = difference(first, second)
                 cells.append(cell | _difference_facts(found, first, second, seeds))
     frame = pd.DataFrame(cells)
     if frame.empty:
@@ -262,7 +268,7 @@ def _difference_facts(
     }
 
 
-def _with_bold(frame: pd.DataFrame, table: Spec, grid: Mapping[str, Mapping[Key, Results]]) -> pd.DataFrame:
+def _with_bold(frame: pd.DataFrame, table: Spec, grid: Grid) -> pd.DataFrame:
     """Bold: the best of a block and whatever is not significantly different from it after Holm; at three seeds."""
     bold = set()
     for label in frame["column"].unique():
@@ -272,21 +278,19 @@ def _with_bold(frame: pd.DataFrame, table: Spec, grid: Mapping[str, Mapping[Key,
     return frame.assign(bold=[pair in bold for pair in zip(frame["column"], keys, strict=True)])
 
 
-def _tied_for_best(
-    table: Spec, grid: Mapping[str, Mapping[Key, Results]], label: str, keys: Sequence[Key]
-) -> list[Key]:
-    parts = {key: _parts(table, grid, label, key) for key in keys}
-    parts = {key: found for key, found in parts.items() if len(_common(found)) >= _FEWEST}
-    if len(parts) < 2:
+def _tied_for_best(table: Spec, grid: Grid, label: str, keys: Sequence[Key]) -> list[Key]:
+    of = {key: behind(table, grid, label, key) for key in keys}
+    of = {key: found for key, found in of.items() if len(_common(found)) >= _FEWEST}
+    if len(of) < 2:
         return []
-    means = {key: np.mean([part.matrix(_common(found)).mean() for part in found]) for key, found in parts.items()}
+    means = {key: np.mean([part.matrix(_common(found)).mean() for part in found]) for key, found in of.items()}
     best = max(means, key=lambda key: means[key])
-    others = [key for key in parts if key != best]
-    p_values = [found.p if found else float("nan") for found in (_difference(parts[best], parts[k])[0] for k in others)]
+    others = [key for key in of if key != best]
+    p_values = [found.p if found else float("nan") for found in (difference(of[best], of[k])[0] for k in others)]
     return [best, *(key for key, p in zip(others, holm(p_values), strict=True) if not p < LEVEL)]
 
 
-def _collapses(table: Spec, grid: Mapping[str, Mapping[Key, Results]]) -> pd.DataFrame:
+def _collapses(table: Spec, grid: Grid) -> pd.DataFrame:
     """Share of runs that end more than ten points below the starting model in some column, with Wilson's interval."""
     cells = []
     starts = {label: next(iter(rows.values())) for label, rows in grid.items()} if table.start_row else {}
@@ -310,7 +314,7 @@ def _collapses(table: Spec, grid: Mapping[str, Mapping[Key, Results]]) -> pd.Dat
     return pd.DataFrame(cells)
 
 
-def _reported(table: Spec, grid: Mapping[str, Mapping[Key, Results]]) -> pd.DataFrame:
+def _reported(table: Spec, grid: Grid) -> pd.DataFrame:
     """Published values beside ours, each with its status; they enter no mean, test or rank."""
     assert table.reported
     known = pd.read_csv(PAPER, dtype=str)
