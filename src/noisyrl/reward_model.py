@@ -123,8 +123,11 @@ class RewardModelTraining:
     seed: Natural = 0
     """Seed of everything: choice of prompts, sampling, order of examples, wrong labels."""
     data: Task
+    """Where prompts and clean grades come from."""
     model: ModelSpec
+    """The starting policy, whose responses are graded; a copy of it becomes the reward model."""
     rollout: Sampler
+    """How responses are sampled, and how many to each prompt."""
     prompts: Count = 1000
     """Training prompts to learn from, each answered `rollout.samples` times by the starting policy."""
     heldout_prompts: Count = 400
@@ -147,7 +150,8 @@ class RewardModelTraining:
         learned, judged = self._choose()
         self.model.check(self.data)
         lm = self.model.load(self.data)
-        lm.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            lm.model.cuda()
         with one_thread():
             examples = self._sample(lm, [*learned, *judged])
             names = {prompt.uid for prompt in judged}
