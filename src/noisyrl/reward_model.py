@@ -150,14 +150,12 @@ class RewardModelTraining:
         learned, judged = self._choose()
         self.model.check(self.data)
         lm = self.model.load(self.data)
-        if torch.cuda.is_available():
-            lm.model.cuda()
+        reward_model = RewardModel(lm).to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         with one_thread():
             examples = self._sample(lm, [*learned, *judged])
             names = {prompt.uid for prompt in judged}
             training = [example for example in examples if example.prompt.uid not in names]
             heldout = [example for example in examples if example.prompt.uid in names]
-            reward_model = RewardModel(lm).to(lm.model.device)
             fit(reward_model, training, self)
             facts = judge(reward_model, heldout, training)
         save(reward_model, folder, facts | self._made_from(lm, len(training)))
