@@ -150,7 +150,7 @@ HONEST = {
 
 
 def test_the_alarm_is_silent_on_honest_runs():
-    """504 runs, at most 1 % of false alarms; the 13 cells with 500 runs each gave 5 of 6500."""
+    """504 runs, at most 1 % of false alarms; alarm.py tells of 8000."""
     rung = [
         (noise, course)
         for noise, observe in HONEST.items()
@@ -189,10 +189,10 @@ HACKED = {
 
 @pytest.mark.parametrize("name", HACKED)
 def test_hacking_is_noticed(name):
-    """The observed reward rises by .3 in 60 steps: the gap is .1 wide at step 20, and seen mostly 10 steps later."""
+    """The observed reward rises by .3 in 60 steps: the gap is .1 wide at step 20."""
     found = [first_alarm(simulated(*HACKED[name], name, seed)) for seed in range(12)]
     steps = [alarm.step if alarm else 99 for alarm in found]
-    late = 40 if "groups" in name else 28  # a group's shared coin says as little as a single response
+    late = 35 if "groups" in name else 28  # a group's shared coin says as little as a single response
     assert np.median(steps) <= late and max(steps) <= 52, steps
     for alarm in found:
         assert alarm.observed[1] > alarm.observed[0] + 0.02 and alarm.later[1] == alarm.step
