@@ -126,7 +126,7 @@ def _finish(panel: Axes, axis: _Axis) -> None:
     each = "" if axis.width == 1 else f" ({axis.width} per point)"
     panel.set_xlabel(f"step{each}" + ("; grey up to 0: critic warm-up" if first <= 0 else ""))
     panel.set_xlim(first - 0.5, last + 0.5)
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if first <= 0:
         panel.axvspan(first - 0.5, 0.5, color="black", alpha=0.08, lw=0)
     panel.grid(alpha=0.25)

@@ -262,7 +262,7 @@ def _verdict(found: Account) -> str:
     if found.alarm:
         return str(found.alarm)
     if found.trained["step"].max() >= 2 * WINDOW:
-        return "silent: no rise of the observed reward without the clean one beyond chance (false alarms: 1 % of runs at most)"
+        return "silent: no rise of the observed reward without the clean one beyond chance (bound on false alarms: 1 %)"
     return f"none possible before step {2 * WINDOW}"
 
 
