@@ -24,19 +24,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
 from noisyrl.models.base import LanguageModel
 from noisyrl.spec import InputError
 from noisyrl.trainer import Loop, Progress
-
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def save(loop: Loop, lm: LanguageModel, folder: Path, *, step: int, keep_last: int) -> Path:
@@ -46,11 +37,19 @@ def save(loop: Loop, lm: LanguageModel, folder: Path, *, step: int, keep_last: i
 
     OSError: the disk is full or read-only; earlier checkpoints are as they were.
     """
+    # Takes a second to import: not for every command that only reads a checkpoint.
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_model_state_dict,
+        get_optimizer_state_dict,
+    )
+
     accelerator = loop.collector.accelerator
     agent = accelerator.unwrap_model(loop.collector.agent)
     optimizer = getattr(loop.optimizer, "optimizer", loop.optimizer)
-    weights = get_model_state_dict(agent, options=_FULL)
-    optimizer_state = get_optimizer_state_dict(agent, optimizer, options=_FULL)
+    full = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(agent, options=full)
+    optimizer_state = get_optimizer_state_dict(agent, optimizer, options=full)
     target = folder / f"step_{step:06d}"
     if accelerator.is_main_process:
         aside = folder / f".writing-step_{step:06d}"
@@ -72,6 +71,12 @@ def save(loop: Loop, lm: LanguageModel, folder: Path, *, step: int, keep_last: i
 
 def restore(loop: Loop, path: Path) -> None:
     """Puts weights, optimizer and progress of checkpoint `path` into the loop. InputError: a file is damaged."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        set_model_state_dict,
+        set_optimizer_state_dict,
+    )
+
     verify(path)
     agent = loop.collector.accelerator.unwrap_model(loop.collector.agent)
     weights: dict[str, Any] = {
