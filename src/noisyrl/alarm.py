@@ -34,10 +34,13 @@ steps, it rang at step 20 to 25 in the median, where the gap is .1 to .12; at st
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from scipy.special import stdtr
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WINDOW = 10  # steps
 _LEAST = 0.02  # of a clean reward in [0, 1]
@@ -104,7 +107,7 @@ class _Groups:
     def of(cls, rows: pd.DataFrame) -> _Groups:
         rows = rows[(rows["step"] > 0) & rows["clean"].notna() & rows["observed"].notna()]
         step, clean, observed = (rows[name].to_numpy() for name in ("step", "clean", "observed"))
-        prompt = pd.factorize(rows["uid"])[0]
+        prompt = np.unique(rows["uid"].to_numpy(str), return_inverse=True)[1]
         key = step * (prompt.max(initial=0) + 1) + prompt
         _, first, place = np.unique(key, return_index=True, return_inverse=True)
         columns = (np.ones_like(clean), clean, clean * clean, observed, clean * observed)

@@ -10,15 +10,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
-from scipy.stats import binomtest
+from scipy.special import betaincinv
 from torch import Tensor
 
 from noisyrl.ops.masked import correlation
 from noisyrl.spec import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ERRORS = ("false positive", "false negative")
 
@@ -161,8 +163,9 @@ def exact_bounds(count: int, cases: int) -> tuple[float, float]:
     """95 % Clopper-Pearson bounds of a rate seen in `count` of `cases` independent cases; (0, 1) without a case."""
     if not cases:
         return 0.0, 1.0
-    found = binomtest(count, cases).proportion_ci(method="exact")
-    return float(found.low), float(found.high)
+    low = betaincinv(count, cases - count + 1, 0.025) if count else 0.0
+    high = betaincinv(count + 1, cases - count, 0.975) if count < cases else 1.0
+    return float(low), float(high)
 
 
 def read(folder: Path) -> pd.DataFrame:
@@ -187,6 +190,8 @@ def read(folder: Path) -> pd.DataFrame:
             f"{file} {'has no whole line yet' if file.is_file() else 'does not exist'}: the run has not ended its "
             "first step, or was made before there were ledgers; train it, or train it again with another name="
         )
+    import pandas as pd  # takes half a second to import: not for every command that only trains
+
     rows = pd.DataFrame.from_records(entries)
     return rows.astype({"clean": float, "observed": float, "used": float, "finished": bool})
 
