@@ -19,7 +19,7 @@ FMT ?=
 RUN ?=
 TIER ?=
 
-.PHONY: help setup lock lint format typecheck check test test-slow smoke train eval tables claims status bars clean clean-tables
+.PHONY: help setup lock lint format typecheck check test test-slow smoke train eval regrade tables claims status bars clean clean-tables
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ train: setup ## run the main job on the embedded testbed; ARGS="algo=grpo ..." o
 
 eval: setup ## score a finished run: RUN=NAME, ARGS="eval=smoke"
 	$(BIN)/python src/eval.py run=$(RUN) $(ARGS)
+
+regrade: setup ## grade the stored answers of a run with the rules of today, nothing generated: RUN=NAME
+	$(BIN)/python -m noisyrl.evaluation regrade $(RUNS)/$(RUN)
 
 tables: setup ## build tables/ from run folders; T=main for one, FMT=md for one format, TIER=smoke, RUNS=, OUT=
 	$(BIN)/python -m analysis.tables $(T) --runs $(RUNS) --out $(OUT) $(if $(FMT),--fmt $(FMT)) $(if $(TIER),--tier $(TIER))

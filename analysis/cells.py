@@ -24,7 +24,16 @@ from noisyrl.spec import InputError
 
 START = "start"
 PAPER = Path(__file__).parent / "paper/paper_values.csv"
-_MUST_AGREE = ("benchmark_version", "scorer", "scorer_version", "prompt_hash", "n_questions", "max_new_tokens")
+_MUST_AGREE = (
+    "benchmark_version",
+    "scorer",
+    "scorer_version",
+    "prompt_hash",
+    "n_questions",
+    "k",
+    "temperature",
+    "max_new_tokens",
+)
 _FEWEST = 3  # seeds of a mark or of bold type
 _COLLAPSED = 0.10  # below the starting model
 Key = tuple[str, ...]  # a row: the values of the spec's row parameters
@@ -40,8 +49,8 @@ class Scored:
 
     @cached_property
     def questions_Q(self) -> ndarray:
-        """[Q] score of each question, repeats averaged, in the order of their ids."""
-        found = scores(self.evaluated, str(self.row["benchmark"]))
+        """[Q] the metric of each question, in the order of their ids."""
+        found = scores(self.evaluated, str(self.row["benchmark"]), str(self.row["metric"]))
         return np.array([found[qid] for qid in sorted(found)])
 
 
@@ -159,10 +168,11 @@ def _start(matches: Sequence[Match], column: Column, table: Spec, limit: int | N
 def _check_alike(group: Sequence[Scored], column: Column) -> None:
     for scored in group[1:]:
         for key in _MUST_AGREE:
-            if scored.row[key] != group[0].row[key]:
+            one, other = group[0].row.get(key), scored.row.get(key)
+            if one != other:
                 raise InputError(
-                    f"column {column.label}: {key} is {group[0].row[key]} in {group[0].evaluated.folder} but "
-                    f"{scored.row[key]} in {scored.evaluated.folder}; evaluate both alike, `python src/eval.py run=...`"
+                    f"column {column.label}: {key} is {one} in {group[0].evaluated.folder} but "
+                    f"{other} in {scored.evaluated.folder}; evaluate both alike, `python src/eval.py run=...`"
                 )
 
 

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow.compute as pc
 
-from noisyrl.evaluation import store
+from noisyrl.evaluation import repeats, store
 from noisyrl.spec import InputError
 
 COMPLETED, DIVERGED = "completed", "diverged"
@@ -101,14 +101,10 @@ def load_runs(folder: Path) -> list[Run]:
     return [Run(path.parent, _read_json(path)) for path in sorted(folder.glob("*/manifest.json"))]
 
 
-def scores(evaluated: Evaluated, benchmark: str) -> dict[str, float]:
-    """Score of each question of a benchmark, by question id, repeats averaged."""
-    table = store.read_samples(evaluated.folder).select(["benchmark", "qid", "score"]).to_pydict()
-    by_question: dict[str, list[float]] = {}
-    for name, qid, score in zip(table["benchmark"], table["qid"], table["score"], strict=True):
-        if name == benchmark:
-            by_question.setdefault(qid, []).append(score)
-    return {qid: float(np.mean(values)) for qid, values in by_question.items()}
+def scores(evaluated: Evaluated, benchmark: str, metric: str = "acc") -> dict[str, float]:
+    """The metric for each question of a benchmark, by question id. InputError: its answers do not have the metric."""
+    table = store.read_samples(evaluated.folder).select(["benchmark", *repeats.NEEDED])
+    return repeats.per_question(metric, table.filter(pc.field("benchmark") == benchmark).to_pylist())
 
 
 def dotted(tree: Any, key: str) -> Any:

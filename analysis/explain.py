@@ -81,7 +81,7 @@ def _run(match: Match, benchmark: str, table: Spec, limit: int | None) -> str:
     if found is None:
         return f"seed {run.seed}: {run.folder}: {run.status}, but no such evaluation"
     scored = Scored(run, *found)
-    right = scores(scored.evaluated, benchmark)
+    right = scores(scored.evaluated, benchmark, table.metric)
     again = sum(right.values()) / len(right)
     stored = float(scored.row["value"])
     agrees = "" if abs(again - stored) < 1e-6 else f"; BUT aggregate.jsonl says {stored:.4f}"

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from noisyrl.evaluation.benchmarks import LM_TASKS
 from noisyrl.evaluation.harness import Evaluation
 from noisyrl.evaluation.sampler_lm import SamplerLM
-from noisyrl.evaluation.store import read_samples
+from noisyrl.evaluation.store import read_samples, read_texts
 from noisyrl.models.base import LanguageModel
 from noisyrl.rollout.hf import GenerateSampler
 from noisyrl.spec import InputError
@@ -55,7 +55,7 @@ def harness_answers(lm, occasion, task, benchmark) -> dict[str, tuple[float, str
     where = occasion | {"out_dir": occasion["out_dir"] / benchmark}
     Evaluation(splits=("test",), keep_text=True).run(lm, task, GenerateSampler(max_tokens=64), **where)
     (folder,) = where["out_dir"].iterdir()
-    texts = [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]
+    texts = read_texts(folder)
     scores = {row["qid"]: row["score"] for row in read_samples(folder).to_pylist()}
     return {row["qid"]: (scores[row["qid"]], " | ".join(row["turns"])) for row in texts}
 

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from noisyrl.checkpoint import checksums, weights_hash
+from noisyrl.evaluation import store
 from noisyrl.evaluation.harness import Evaluation
 from noisyrl.evaluation.run_folder import score_run
 from noisyrl.rollout.fast import FastSampler
@@ -62,6 +63,25 @@ def test_other_evaluations_go_beside(run_dir):
     assert sorted(
         json.loads(path.read_text().splitlines()[0])["n_questions"] for path in run_dir.glob("eval/*/aggregate.jsonl")
     ) == [2, 3]
+
+
+def test_noise_never_reaches_an_evaluation(run_dir):
+    """One checkpoint, trained without noise or with half the rewards flipped: the same rows but for the names."""
+    config, manifest = ((run_dir / name).read_text() for name in ("config.yaml", "manifest.json"))
+    found = []
+    for name, noise in (("none", "noisyrl.noise.none.NoNoise"), ("flip0.5", "noisyrl.noise.flip.Flip")):
+        settings = {"noise": {"_target_": noise} | ({"rate": 0.5} if name == "flip0.5" else {})}
+        (run_dir / "config.yaml").write_text(config + yaml.safe_dump(settings))
+        written = json.loads(manifest)
+        written["choices"]["noise"] = name
+        (run_dir / "manifest.json").write_text(json.dumps(written))
+        score_run(run_dir, Evaluation(protocol="avgk", k=2, temperature=1.0, keep_text=True))
+        (folder,) = run_dir.glob("eval/*")
+        rows = store.read_aggregate(folder)
+        assert {row.pop("noise") for row in rows} == {name}
+        found.append((folder.name, rows, store.read_samples(folder).to_pylist(), store.read_texts(folder)))
+        folder.rename(run_dir / f"eval-{name}")
+    assert found[0] == found[1]
 
 
 def test_unknown_and_unfinished_runs_are_explained(run_dir):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pyarrow as pa
@@ -87,8 +86,7 @@ def test_other_schema_version_is_refused(tmp_path):
 
 
 def texts(folder):
-    rows = [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]
-    return {(row["benchmark"], row["qid"]): row["turns"] for row in rows}
+    return {(row["benchmark"], row["qid"], row["repeat"]): row["turns"] for row in store.read_texts(folder)}
 
 
 @pytest.mark.parametrize("sampler", [FastSampler, GenerateSampler])

@@ -13,6 +13,7 @@ import yaml
 
 from noisyrl.spec import InputError
 from noisyrl.tasks.base import DemonstratedTask, Split, Task
+from noisyrl.tasks.graders import RuleGraded
 from noisyrl.types import Prompt
 
 LM_TASKS = Path(__file__).parent / "lm_tasks"
@@ -55,6 +56,13 @@ class Benchmark:
         return str(lm_config(self.name)["metadata"]["version"])
 
     @property
+    def graders(self) -> tuple[str, ...]:
+        """Versions of the shared rules (tasks/graders.py) that grade these prompts; () for a task with its own."""
+        if not isinstance(self.source, RuleGraded):
+            return ()
+        return tuple(sorted({self.source.graded_by(prompt) for prompt in self.prompts}))
+
+    @property
     def content_hash(self) -> str:
         """16 hex digits over all prompts and answers, in order."""
         return digest([document(prompt) for prompt in self.prompts])
@@ -76,7 +84,8 @@ def lm_config(name: str) -> dict[str, Any]:
     """The shipped lm-eval configuration of a benchmark, `!function` as text; the defaults alone if none is shipped."""
     path = LM_TASKS / f"{name}.yaml"
     own = yaml.load(path.read_text(), Loader=_Untagged) if path.exists() else {}
-    return yaml.safe_load((LM_TASKS / "_defaults.yaml").read_text()) | own
+    defaults = yaml.safe_load((LM_TASKS / "_defaults.yaml").read_text())
+    return defaults | {key: value for key, value in own.items() if key != "include"}
 
 
 def document(prompt: Prompt) -> dict[str, Any]:

@@ -15,20 +15,28 @@ from noisyrl.evaluation.benchmarks import LM_TASKS, Benchmark, digest, find
 from noisyrl.evaluation.isolation import undisturbed
 from noisyrl.models.base import LanguageModel
 from noisyrl.rollout.base import Sampler
-from noisyrl.spec import Count, Natural, spec
+from noisyrl.spec import Count, Natural, NonNegative, spec
 from noisyrl.tasks.base import Task
 
 if TYPE_CHECKING:
-    from noisyrl.evaluation.rows import Subject
+    from noisyrl.evaluation.rows import Protocol, Subject
     from noisyrl.evaluation.sampler_lm import Progress, SamplerLM
+
+ASKED = ("protocol", "k", "temperature", "splits", "limit", "seed")
+"""Fields of an Evaluation that say how questions are asked; with the answers, all that grading needs."""
 
 
 @spec
 class Evaluation:
     """What `eval=` configures: which questions are asked, how, and when."""
 
-    protocol: Literal["greedy"] = "greedy"
-    """How answers are drawn; greedy = temperature 0, one answer, no random draw."""
+    protocol: Literal["greedy", "avgk"] = "greedy"
+    """How answers are drawn. greedy: the likeliest token each time, one answer, no random draw. avgk: `k` answers to
+    each question, sampled; scores are means over them, with pass@j and maj@k beside (evaluation/repeats.py)."""
+    k: Count = 1
+    """Answers per question; 1 for greedy."""
+    temperature: NonNegative = 0.0
+    """Of sampling, > 0 for avgk; 0 for greedy."""
     splits: tuple[Literal["test", "ood"], ...] = ("test", "ood")
     """Held-out splits; those a task does not have are passed over."""
     limit: Count | None = None
@@ -38,9 +46,21 @@ class Evaluation:
     every_steps: Natural = 0
     """Training steps between evaluations; 0 = none between start and end."""
     seed: Natural = 0
-    """Keys the draws of an answer; greedy answers do not depend on it."""
+    """Keys the draws of an answer, with its question and number; greedy answers do not depend on it."""
     keep_text: bool = False
-    """Store every answer in texts.jsonl, some hundred kB per 1000 questions."""
+    """Store every answer in texts.jsonl.gz, some ten kB per 1000 short answers, so that `make regrade` can grade it
+    again. Leave it off where texts may not be stored, as for gated data sets. An evaluation that is there without its
+    texts is made again."""
+
+    def __post_init__(self) -> None:
+        if self.protocol == "greedy" and (self.k, self.temperature) != (1, 0):
+            raise ValueError(
+                f"greedy gives one answer at temperature 0, not k={self.k} at {self.temperature}: set protocol=avgk"
+            )
+        if self.protocol == "avgk" and self.temperature == 0:
+            raise ValueError(
+                "avgk at temperature 0 would give the same answer k times: set temperature, 1.0 for example"
+            )
 
     def due(self, step: int) -> bool:
         """Whether to score after `step` training steps, 0 = before the first. After the last one, always."""
@@ -63,8 +83,8 @@ class Evaluation:
         run_info         run_id, cell_id, seed, algo, noise, model, train_domain
         step             training steps done
         checkpoint_hash  of the weights of `lm`
-        progress         called with (prompts answered, prompts in all)
-        returns          {"<benchmark>/<metric>": fraction} with the metrics acc, no_answer and truncated
+        progress         called with (answers given, answers in all)
+        returns          {"<benchmark>/<metric>": fraction} with the metrics of `repeats.metrics`
 
         The eval_id names everything that decides the outcome, so an evaluation that is already there is read instead
         of repeated. With nothing held out there is no score and no file. `sampler` gives engine and length limit; its
@@ -81,32 +101,47 @@ class Evaluation:
             benchmarks = find(task, self.splits, self.limit)
             if not benchmarks:
                 return {}
-            folder = out_dir / self.eval_id(benchmarks, sampler, subject)
+            folder = out_dir / self.eval_id(benchmarks, sampler.max_tokens, subject)
+            if store.is_complete(folder) and self.keep_text and not (folder / store.TEXTS).exists():
+                store.set_aside(folder)
             if not store.is_complete(folder):
-                self._score(SamplerLM(lm, sampler, seed=self.seed, progress=progress), benchmarks, subject, folder)
+                player = SamplerLM(
+                    lm, sampler, seed=self.seed, k=self.k, temperature=self.temperature, progress=progress
+                )
+                self._score(player, benchmarks, subject, folder)
             return _summary(store.read_aggregate(folder))
 
-    def eval_id(self, benchmarks: Sequence[Benchmark], sampler: Sampler, subject: Subject) -> str:
+    def eval_id(self, benchmarks: Sequence[Benchmark], max_tokens: int, subject: Subject) -> str:
         """16 hex digits over the weights, the questions, how they are asked, and how answers are graded."""
         from noisyrl.evaluation.store import SCHEMA_VERSION
 
-        asked = [[b.name, b.split, b.scorer, b.version, b.content_hash] for b in benchmarks]
-        how = [self.protocol, self.seed, self.limit, sampler.max_tokens]
+        asked = [[b.name, b.split, b.scorer, b.version, b.content_hash, *b.graders] for b in benchmarks]
+        how: list[Any] = [self.protocol, self.seed, self.limit, max_tokens]
+        how += [] if self.protocol == "greedy" else [self.k, self.temperature]
         return digest([subject.checkpoint_hash, subject.step, asked, how, SCHEMA_VERSION])
+
+    def described(self, eval_id: str, *, max_tokens: int, lm_eval_version: str) -> Protocol:
+        """What every row says of how the questions were asked."""
+        from noisyrl.evaluation.rows import Protocol
+
+        return Protocol(
+            eval_id=eval_id,
+            name=self.protocol,
+            limit=self.limit,
+            max_new_tokens=max_tokens,
+            lm_eval_version=lm_eval_version,
+            k=self.k,
+            temperature=self.temperature,
+        )
 
     def _score(self, player: SamplerLM, benchmarks: Sequence[Benchmark], subject: Subject, folder: Path) -> None:
         from lm_eval import __version__
 
         from noisyrl.evaluation import rows, store
 
+        how = {"max_tokens": player.sampler.max_tokens, "lm_eval_version": __version__}
         answered = play(player, benchmarks)
-        protocol = rows.Protocol(
-            eval_id=folder.name,
-            name=self.protocol,
-            limit=self.limit,
-            max_new_tokens=player.sampler.max_tokens,
-            lm_eval_version=__version__,
-        )
+        protocol = self.described(folder.name, **how)
         samples, aggregate = [], []
         for benchmark in benchmarks:
             part = rows.sample_rows(subject, protocol, benchmark, answered[benchmark.name])
@@ -115,13 +150,15 @@ class Evaluation:
         meta = {
             "subject": asdict(subject),
             "engine": type(player.sampler).__name__,
+            "asked": {key: getattr(self, key) for key in ASKED},
+            **how,
         }
         texts = _texts(player) if self.keep_text else ()
         store.write(folder, aggregate=aggregate, samples=samples, meta=meta, texts=texts)
 
 
 def play(player: SamplerLM, benchmarks: Sequence[Benchmark]) -> dict[str, list[Any]]:
-    """Run lm-eval: {benchmark name: its `Answered`, in the order of its prompts}."""
+    """Run lm-eval: {benchmark name: its `Answered`, in the order of its prompts, all answers to a prompt together}."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -130,15 +167,17 @@ def play(player: SamplerLM, benchmarks: Sequence[Benchmark]) -> dict[str, list[A
 
     live = {LIVE: {benchmark.name: benchmark for benchmark in benchmarks}}
     manager = TaskManager(include_path=str(LM_TASKS), include_defaults=False, metadata=live)
-    loaded = manager.load([config_for(benchmark) for benchmark in benchmarks])
+    samples = player.sampler.samples
+    loaded = manager.load([config_for(benchmark, samples) for benchmark in benchmarks])
     results = lm_eval.evaluate(player, loaded, bootstrap_iters=0, apply_chat_template=True, log_samples=True)
     answered = {}
     for benchmark in benchmarks:
         grades = loaded["tasks"][benchmark.name].grades
         logged = {sample["doc"]["uid"]: sample["arguments"][0][0] for sample in results["samples"][benchmark.name]}
         answered[benchmark.name] = [
-            Answered(player.generations[benchmark.name, prompt.uid, 0], grades[prompt.uid], logged[prompt.uid])
+            Answered(player.generations[benchmark.name, prompt.uid, i], grades[prompt.uid][i], logged[prompt.uid])
             for prompt in benchmark.prompts
+            for i in range(samples)
         ]
     return answered
 
@@ -148,4 +187,7 @@ def _summary(aggregate: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _texts(player: SamplerLM) -> list[dict[str, Any]]:
-    return [{"benchmark": name, "qid": uid, "turns": list(g.turns)} for (name, uid, _), g in player.generations.items()]
+    return [
+        {"benchmark": name, "qid": uid, "repeat": repeat, "turns": list(generation.turns)}
+        for (name, uid, repeat), generation in player.generations.items()
+    ]

@@ -12,12 +12,13 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
+from statistics import fmean
 from typing import Any
 
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from noisyrl.evaluation.benchmarks import LM_TASKS, Benchmark, document, from_document, lm_config
+from noisyrl.evaluation.benchmarks import Benchmark, document, from_document, lm_config
 from noisyrl.spec import InputError
 from noisyrl.types import Grade
 
@@ -26,7 +27,10 @@ LIVE = "live_benchmarks"
 
 
 class SingleTurn(ConfigurableTask):
-    """One reply to one conversation. Scores: `acc` (0 when it could not be graded), `no_answer`, `ungraded`."""
+    """Replies to one conversation each. Scores: `acc` (0 when it could not be graded), `no_answer`, `ungraded`.
+
+    With `repeats: k` and the filter `take_first_k` they are means over the k replies to a question.
+    """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         config = {key: value for key, value in config.items() if key != "class"}
@@ -34,7 +38,8 @@ class SingleTurn(ConfigurableTask):
         # Taken out again: lm-eval copies the configuration deeply into its results.
         live = metadata.pop(LIVE, {}).get(config["task"])
         self.benchmark: Benchmark = live or _from_file(config["task"], metadata)
-        self.grades: dict[str, Grade] = {}
+        self.grades: dict[str, list[Grade]] = {}
+        """Of the replies to each question, by its uid."""
         # Any value will do: it keeps lm-eval from looking our metrics up in the `evaluate` library, on the network.
         super().__init__(config=config | {"metadata": metadata, "process_results": "own"})
 
@@ -77,11 +82,13 @@ class SingleTurn(ConfigurableTask):
         """The turns that `encode` was given."""
         return [text]
 
-    def process_results(self, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-        grade = self.grade(doc, self.decode(results[0]))
-        self.grades[doc["uid"]] = grade
-        missing = grade.status == "scored" and grade.extracted is None
-        return {"acc": grade.score or 0.0, "no_answer": float(missing), "ungraded": float(grade.score is None)}
+    def process_results(self, doc: Mapping[str, Any], results: Sequence[str | Sequence[str]]) -> dict[str, float]:
+        replies = [results[0]] if isinstance(results[0], str) else results[0]
+        grades = self.grades[doc["uid"]] = [self.grade(doc, self.decode(text)) for text in replies]
+        missing = [grade.status == "scored" and grade.extracted is None for grade in grades]
+        ungraded = [grade.score is None for grade in grades]
+        scores = [grade.score or 0.0 for grade in grades]
+        return {"acc": fmean(scores), "no_answer": fmean(missing), "ungraded": fmean(ungraded)}
 
     def grade(self, doc: Mapping[str, Any], turns: Sequence[str]) -> Grade:
         """Clean grade; noise never reaches an evaluation."""
@@ -108,12 +115,12 @@ class ClosedLoop(SingleTurn):
         return json.loads(text)
 
 
-def config_for(benchmark: Benchmark) -> str | dict[str, Any]:
-    """What TaskManager.load takes: the name of a shipped file, else a configuration with the same defaults."""
-    if (LM_TASKS / f"{benchmark.name}.yaml").exists():
-        return benchmark.name
+def config_for(benchmark: Benchmark, repeats: int = 1) -> dict[str, Any]:
+    """What TaskManager.load takes: the shipped file, else the same defaults, with `repeats` replies per question."""
     kind = ClosedLoop if benchmark.interactive else SingleTurn
-    return lm_config(benchmark.name) | {"task": benchmark.name, "class": kind}
+    keep_all = [{"name": "none", "filter": [{"function": "take_first_k", "k": repeats}]}]
+    asked = {"task": benchmark.name, "class": kind, "repeats": repeats, "filter_list": keep_all}
+    return lm_config(benchmark.name) | asked
 
 
 def _from_file(name: str, metadata: Mapping[str, Any]) -> Benchmark:

@@ -1,4 +1,4 @@
-"""What an evaluation stores: one row per question, and one row per benchmark and metric."""
+"""What an evaluation stores: one row per answer, and one row per benchmark and metric."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from noisyrl.evaluation import repeats
 from noisyrl.evaluation.benchmarks import Benchmark, digest, document
 from noisyrl.evaluation.sampler_lm import Generation
 from noisyrl.types import Grade
@@ -31,7 +32,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Answered:
-    """One question with everything known of its answer; `context` is the prompt as the model read it."""
+    """One answer with everything known of it; `context` is the prompt as the model read it."""
 
     generation: Generation
     grade: Grade
@@ -47,13 +48,17 @@ class Protocol:
     limit: int | None
     max_new_tokens: int
     lm_eval_version: str
+    k: int = 1
+    """Answers per question."""
+    temperature: float = 0.0
 
 
 def sample_rows(subject: Subject, protocol: Protocol, benchmark: Benchmark, answered: Sequence[Answered]) -> list[dict]:
-    """One row of `store.SAMPLE_SCHEMA` per prompt, in the benchmark's order."""
+    """One row of `store.SAMPLE_SCHEMA` per answer, in the benchmark's order, the k answers to a question together."""
     rows = []
-    for prompt, answer in zip(benchmark.prompts, answered, strict=True):
-        grade, generation = answer.grade, answer.generation
+    asked = [(prompt, repeat) for prompt in benchmark.prompts for repeat in range(protocol.k)]
+    for (prompt, repeat), answer in zip(asked, answered, strict=True):
+        generation = answer.generation
         row = {
             "run_id": subject.run_id,
             "eval_id": protocol.eval_id,
@@ -63,35 +68,39 @@ def sample_rows(subject: Subject, protocol: Protocol, benchmark: Benchmark, answ
             "doc_hash": digest(document(prompt)),
             "cluster_id": prompt.uid,
             "domain": prompt.domain,
-            "repeat": 0,
+            "repeat": repeat,
             "gen_seed": generation.gen_seed,
             "prompt_hash": text_hash(answer.context),
-            "score": grade.score or 0.0,
-            "extracted": grade.extracted,
-            "extraction": "none" if grade.extracted is None else "direct",
             "gold_hash": text_hash(prompt.answer),
             "finish_reason": generation.finish_reason,
             "truncated": generation.finish_reason == "length",
-            "no_answer": grade.extracted is None and grade.score is not None,
-            "grader_status": grade.status,
             "n_prompt_tokens": generation.prompt_tokens,
             "n_gen_tokens": generation.gen_tokens,
         }
-        rows.append(row)
+        rows.append(row | graded(answer.grade))
     return rows
+
+
+def graded(grade: Grade) -> dict[str, Any]:
+    """What of a sample row depends on the grader. An answer that could not be graded counts 0, and is counted."""
+    return {
+        "score": grade.score or 0.0,
+        "extracted": grade.extracted,
+        "extraction": "none" if grade.extracted is None else "direct",
+        "no_answer": grade.extracted is None and grade.score is not None,
+        "grader_status": grade.status,
+    }
 
 
 def aggregate_rows(
     subject: Subject, protocol: Protocol, benchmark: Benchmark, samples: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """A row each for `acc`, `no_answer` and `truncated`, all fractions of the questions asked."""
-    per_question = {
-        "acc": [float(row["score"]) for row in samples],
-        "no_answer": [float(row["no_answer"]) for row in samples],
-        "truncated": [float(row["truncated"]) for row in samples],
-    }
+    """A row for each of `repeats.metrics`: the mean over questions. n_... are counts of answers, of k per question."""
     facts = _facts(subject, protocol, benchmark, samples)
-    return [_with_metric(facts, metric, values) for metric, values in per_question.items()]
+    return [
+        _with_metric(facts, metric, list(repeats.per_question(metric, samples).values()))
+        for metric in repeats.metrics(protocol.k)
+    ]
 
 
 def text_hash(text: str) -> str:
@@ -112,8 +121,8 @@ def _facts(
         "suite": benchmark.suite,
         "protocol": protocol.name,
         "limit": protocol.limit,
-        "n_questions": len(samples),
-        "k": 1,
+        "n_questions": len(samples) // protocol.k,
+        "k": protocol.k,
         "n_truncated": sum(row["truncated"] for row in samples),
         "n_no_answer": sum(row["no_answer"] for row in samples),
         "n_fallback_extraction": 0,
@@ -121,9 +130,11 @@ def _facts(
         "mean_tokens": _mean([row["n_gen_tokens"] for row in samples]),
         "max_new_tokens": protocol.max_new_tokens,
         "scorer": benchmark.scorer,
-        "scorer_version": benchmark.version,
-        "prompt_hash": digest([row["prompt_hash"] for row in samples]),
+        "scorer_version": "+".join(benchmark.graders) or benchmark.version,
+        "prompt_hash": digest([row["prompt_hash"] for row in samples if row["repeat"] == 0]),
         "lm_eval_version": protocol.lm_eval_version,
+        # Greedy rows do without, as all rows did before there were samples.
+        **({"temperature": protocol.temperature} if protocol.temperature else {}),
     }
 
 

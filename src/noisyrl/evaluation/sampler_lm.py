@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +26,7 @@ EVAL_STEP = 0
 """Evaluation draws are keyed as if at one step, so that the same weights answer alike whenever they are asked."""
 
 Progress = Callable[[int, int], None]
-"""Called with (prompts answered, prompts in all)."""
+"""Called with (answers given, answers in all)."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,26 @@ class Generation:
 
 @register_model("noisyrl")
 class SamplerLM(LM):
-    """Greedy answers to the prompts of our own tasks, dialogues played turn by turn.
+    """Answers to the prompts of our own tasks, dialogues played turn by turn; greedy ones unless told otherwise.
 
-    `generations` is keyed by (task, uid, repeat). The texts depend on neither the order of the requests nor the batch.
+    `generations` is keyed by (task, uid, repeat). Every draw is keyed by seed, uid, repeat and position, so the texts
+    depend on neither the order of the requests nor the batch.
     """
 
-    def __init__(self, lm: LanguageModel, sampler: Sampler, *, seed: int = 0, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        sampler: Sampler,
+        *,
+        seed: int = 0,
+        k: int = 1,
+        temperature: float = 0.0,
+        progress: Progress | None = None,
+    ) -> None:
+        """sampler: engine and limits; k: answers per question; temperature: 0 = greedy."""
         super().__init__()
         self.lm = lm
-        self.sampler = greedy(sampler)
+        self.sampler: Sampler = replace(sampler, samples=k, temperature=temperature)  # type: ignore[type-var] # pydantic
         self.seed = seed
         self.progress = progress or (lambda done, total: None)
         self.generations: dict[tuple[str, str, int], Generation] = {}
@@ -73,24 +85,37 @@ class SamplerLM(LM):
         self._tasks[task.benchmark.name] = task
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """One text per request; the sampler's limits count, not the requests'. InputError: not a task of ours."""
-        answers: dict[tuple[str, str], str] = {}
-        for name, docs in _by_task(requests).items():
+        """One text per request, copies of a request (`repeats`) numbered as they come.
+
+        The sampler's limits count, not the requests'; of more copies than its samples the first texts come again.
+        InputError: not a task of ours.
+        """
+        by_name = _by_task(requests)
+        total = sum(map(len, by_name.values())) * self.sampler.samples
+        for name, docs in by_name.items():
             if name not in self._tasks:
                 raise InputError(f"--model noisyrl plays the tasks of noisyrl only; for {name} use --model hf")
-            self._play(self._tasks[name], [from_document(doc) for doc in docs], answers, len(requests))
-        return [answers[str(request.task_name), request.doc["uid"]] for request in requests]
+            self._play(self._tasks[name], [from_document(doc) for doc in docs], total)
+        copies: Counter[tuple[str, str]] = Counter()
+        texts = []
+        for request in requests:
+            name, uid = str(request.task_name), request.doc["uid"]
+            generation = self.generations[name, uid, copies[name, uid] % self.sampler.samples]
+            copies[name, uid] += 1
+            texts.append(self._tasks[name].encode(generation.turns))
+        return texts
 
-    def _play(self, task: SingleTurn, prompts: list[Prompt], answers: dict[tuple[str, str], str], total: int) -> None:
-        name = task.benchmark.name
-        for start in range(0, len(prompts), self.sampler.batch_rows):
-            part = prompts[start : start + self.sampler.batch_rows]
+    def _play(self, task: SingleTurn, prompts: list[Prompt], total: int) -> None:
+        name, samples = task.benchmark.name, self.sampler.samples
+        size = max(1, self.sampler.batch_rows // samples)
+        for start in range(0, len(prompts), size):
+            part = prompts[start : start + size]
             rollout = self.sampler(self.lm, task.benchmark.source, part, seed=self.seed, step=EVAL_STEP)
-            keys = row_keys(part, 1, seed=self.seed, step=EVAL_STEP)
-            for prompt, generation in zip(part, _generations(rollout, keys), strict=True):
-                self.generations[name, prompt.uid, 0] = generation
-                answers[name, prompt.uid] = task.encode(generation.turns)
-            self.progress(len(answers), total)
+            keys = row_keys(part, samples, seed=self.seed, step=EVAL_STEP)
+            asked = [(prompt.uid, repeat) for prompt in part for repeat in range(samples)]
+            for (uid, repeat), generation in zip(asked, _generations(rollout, keys), strict=True):
+                self.generations[name, uid, repeat] = generation
+            self.progress(len(self.generations), total)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """What the sampler feeds the model, as text; lm-eval logs it, we hash it."""
@@ -107,15 +132,10 @@ class SamplerLM(LM):
     loglikelihood_rolling = loglikelihood
 
 
-def greedy(sampler: Sampler) -> Sampler:
-    """The same engine and limits, at temperature 0 with one sample."""
-    return replace(sampler, samples=1, temperature=0.0)  # type: ignore[type-var] # a pydantic dataclass
-
-
 def _by_task(requests: Sequence[Instance]) -> dict[str, list[Mapping[str, Any]]]:
     docs: dict[str, dict[str, Mapping[str, Any]]] = {}
     for request in requests:
-        # A dict, not a list: copies of a request (`repeats`) have the same greedy answer.
+        # A dict, not a list: copies of a request (`repeats`) are one question.
         docs.setdefault(str(request.task_name), {})[request.doc["uid"]] = request.doc
     return {name: list(by_uid.values()) for name, by_uid in docs.items()}
 

@@ -1,11 +1,14 @@
 """eval/<eval_id>/ in a run folder: written aside, renamed when complete, never changed again.
 
 aggregate.jsonl and samples.parquet hold nothing but results, so that scoring the same weights twice gives the same
-bytes. When it was done, and how long it took, is in meta.json.
+bytes. meta.json says how the questions were asked, texts.jsonl.gz (if kept) what was answered: with both, and the
+task, answers can be graded again. An evaluation that another one replaces goes to eval/superseded/, where no table
+looks.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -48,7 +51,8 @@ SAMPLE_SCHEMA = pa.schema(
 )
 
 
-AGGREGATE, SAMPLES, META, TEXTS = "aggregate.jsonl", "samples.parquet", "meta.json", "texts.jsonl"
+AGGREGATE, SAMPLES, META, TEXTS = "aggregate.jsonl", "samples.parquet", "meta.json", "texts.jsonl.gz"
+SUPERSEDED = "superseded"
 
 
 def is_complete(folder: Path) -> bool:
@@ -60,14 +64,15 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def write(folder: Path, *, aggregate: Rows, samples: Rows, meta: Mapping[str, Any], texts: Rows = ()) -> None:
-    """The files of one evaluation; texts.jsonl only if there are texts. A folder that exists already is kept."""
+    """The files of one evaluation; texts.jsonl.gz only if there are texts. A folder that exists already is kept."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write_lines(aside / AGGREGATE, aggregate)
+        (aside / AGGREGATE).write_text(_lines(aggregate))
         pq.write_table(pa.Table.from_pylist(list(samples), schema=SAMPLE_SCHEMA), aside / SAMPLES)
         if texts:
-            _write_lines(aside / TEXTS, texts)
+            # No time stamp inside: the same texts give the same bytes.
+            (aside / TEXTS).write_bytes(gzip.compress(_lines(texts).encode(), mtime=0))
         (aside / META).write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
         aside.chmod(0o755)  # mkdtemp makes it private
         os.rename(aside, folder)
@@ -102,5 +107,39 @@ def read_samples(folder: Path) -> pa.Table:
     return table
 
 
-def _write_lines(path: Path, rows: Sequence[Mapping]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def read_texts(folder: Path) -> list[dict[str, Any]]:
+    """{"benchmark", "qid", "repeat", "turns"} of every answer. InputError: the texts were not kept, or are damaged."""
+    path = folder / TEXTS
+    if not path.exists():
+        raise InputError(
+            f"{folder} keeps no texts, so they cannot be graded again: "
+            "run `python src/eval.py run=NAME eval.keep_text=true`, with the run's `eval=` option"
+        )
+    try:
+        return [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete {folder} and evaluate again") from None
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """meta.json. InputError: there is none, or it is damaged."""
+    try:
+        return json.loads((folder / META).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / META} is damaged ({error}); delete {folder} and evaluate again") from None
+
+
+def set_aside(folder: Path) -> Path:
+    """Moves an evaluation to superseded/ beside it, in one step; returns where it is now."""
+    place = folder.parent / SUPERSEDED
+    place.mkdir(exist_ok=True)
+    target, number = place / folder.name, 1
+    while target.exists():
+        number += 1
+        target = place / f"{folder.name}-{number}"
+    os.rename(folder, target)
+    return target
+
+
+def _lines(rows: Rows) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

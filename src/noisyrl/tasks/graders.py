@@ -11,9 +11,10 @@ import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from typing import Protocol, runtime_checkable
 
 from noisyrl.tasks.verify import VerifyCrash, VerifyTimeout, equivalent
-from noisyrl.types import Grade
+from noisyrl.types import Grade, Prompt
 
 _BOX = re.compile(r"\\boxed\s*\{")
 _BOX_WORD = re.compile(r"\\boxed(?![A-Za-z])")
@@ -69,6 +70,21 @@ def exact(text: str, answer: str) -> Grade:
 GRADERS: dict[str, Callable[[str, str], Grade]] = {"math": math, "letter": letter, "exact": exact}
 VERSIONS = {"math": "math@v1", "letter": "letter@v1", "exact": "exact@v1"}
 """Written beside every score: a rule that changes gets a new version."""
+
+
+@runtime_checkable
+class RuleGraded(Protocol):
+    """A task that grades with these rules, and says which; a task with a rule of its own need not."""
+
+    def graded_by(self, prompt: Prompt) -> str:
+        """One of VERSIONS."""
+
+
+def spelling(answer: str) -> str:
+    """One spelling for answers that are the same number or the same text; formulas are not simplified."""
+    bare = _latex(answer)
+    number = _rational(bare)
+    return bare.casefold() if number is None else str(number)
 
 
 def last_box(text: str) -> str | None:

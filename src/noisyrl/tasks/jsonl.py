@@ -17,7 +17,7 @@ from typing import Any, Literal
 from noisyrl import rng
 from noisyrl.spec import InputError, spec
 from noisyrl.tasks.base import Split, Task
-from noisyrl.tasks.graders import GRADERS, one_letter
+from noisyrl.tasks.graders import GRADERS, VERSIONS, one_letter
 from noisyrl.types import Grade, Message, Prompt
 
 INSTRUCTIONS = {
@@ -64,6 +64,10 @@ class JsonlTask(Task):
 
     def grade(self, prompt: Prompt, turns: Sequence[str]) -> Grade:
         return GRADERS[self._graders[prompt.uid]](turns[-1], prompt.answer)
+
+    def graded_by(self, prompt: Prompt) -> str:
+        """Name and version of the rule that grades a prompt."""
+        return VERSIONS[self._graders[prompt.uid]]
 
     @cached_property
     def _files(self) -> dict[Split, Path]:
