@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import pandas as pd
+
 from analysis import writers
 from analysis.cells import build
-from analysis.collect import dotted, load_runs
+from analysis.collect import Run, dotted, load_runs
 from analysis.footer import footer
-from analysis.plan import expand, join, near_misses
-from analysis.table_spec import read_spec
+from analysis.plan import Planned, expand, join, near_misses
+from analysis.table_spec import Spec, read_spec
 from noisyrl.spec import InputError
 
 
@@ -32,24 +34,37 @@ class Folders:
     conf: Path = Path("conf")
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table that is ready to be written."""
+
+    text: writers.Text
+    frame: pd.DataFrame
+    left_out: Mapping[str, Sequence[str]]
+    """Runs with the options of a missing one but another config, by the difference."""
+
+
+def prepare(name: str, table: Spec, plan: Sequence[Planned], runs: Sequence[Run]) -> Table:
+    """Join the plan with the runs of the store. InputError: anything the user can mend."""
+    known_runs = [run for run in runs if all(dotted(run.manifest, k) == v for k, v in table.filter.items())]
+    matches = join(plan, known_runs)
+    strangers = len(known_runs) - sum(len(match.attempts) for match in matches)
+    frame = build(name, table, matches)
+    text = writers.Text(name, table.caption, table.rows, tuple(footer(table, matches, strangers, frame)))
+    return Table(text, frame, near_misses(matches, known_runs))
+
+
 def make(
     name: str, at: Folders, formats: Sequence[str] = tuple(writers.WRITERS), tier: str | None = None
 ) -> list[Path]:
     """Build table `name`; the files written, with the tier in their names. InputError: anything the user can mend."""
     table = read_spec(at.specs / f"{name}.yaml")
-    plan = expand(at.sweeps / f"{table.sweep}.yaml", at.conf, tier)
-    known_runs = [
-        run for run in load_runs(at.runs) if all(dotted(run.manifest, k) == v for k, v in table.filter.items())
-    ]
-    matches = join(plan, known_runs)
-    for change, names in near_misses(matches, known_runs).items():
+    found = prepare(name, table, expand(at.sweeps / f"{table.sweep}.yaml", at.conf, tier), load_runs(at.runs))
+    for change, names in found.left_out.items():
         print(f"note: left out for their config (stored -> planned): {', '.join(names)}\n{change}", file=sys.stderr)
-    strangers = len(known_runs) - sum(len(match.attempts) for match in matches)
-    frame = build(name, table, matches)
-    text = writers.Text(name, table.caption, table.rows, tuple(footer(table, matches, strangers, frame)))
     stem = f"{name}-{tier}" if tier else name
     at.out.mkdir(parents=True, exist_ok=True)
-    return [_write(at.out / f"{stem}.{ending}", writers.WRITERS[ending](text, frame)) for ending in formats]
+    return [_write(at.out / f"{stem}.{ending}", writers.WRITERS[ending](found.text, found.frame)) for ending in formats]
 
 
 def _write(path: Path, content: str) -> Path:

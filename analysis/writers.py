@@ -16,16 +16,17 @@ NOTES = (
     f"{GAP} = no result. (1/2) = one of two planned runs has a result. "
     "† = includes diverged runs, scored at their last evaluation.",
 )
-_STYLE = (
+STYLE = (
     "body{font:16px system-ui,sans-serif;margin:2em;color:#222}table{border-collapse:collapse}"
     "caption{text-align:left;margin-bottom:.6em;max-width:50em}th,td{padding:.3em .9em;text-align:right}"
-    "td:nth-child(-n+LABELS),th:nth-child(-n+LABELS){text-align:left}thead th{border-bottom:2px solid}"
-    "tbody tr:nth-child(even){background:#f4f4f4}p{max-width:50em;font-size:.85em;color:#555}thead th{cursor:pointer}"
+    ".label{text-align:left}thead th{border-bottom:2px solid;cursor:pointer}"
+    "tbody tr:nth-child(even){background:#f4f4f4}p{max-width:50em;font-size:.85em;color:#555}"
 )
-# Sorts the rows by a column: numbers by value, labels by name; a second click turns the order round.
-_SORT = """<script>
-document.querySelectorAll("thead th").forEach((head, i) => head.addEventListener("click", () => {
-  const body = document.querySelector("tbody"), turn = head.dataset.turn = head.dataset.turn === "1" ? "-1" : "1";
+# Sorts the rows of a table by a column: numbers by value, labels by name; a second click turns the order round.
+SORT = """<script>
+document.querySelectorAll("thead th").forEach(head => head.addEventListener("click", () => {
+  const i = head.cellIndex, body = head.closest("table").tBodies[0];
+  const turn = head.dataset.turn = head.dataset.turn === "1" ? "-1" : "1";
   const key = row => row.cells[i].dataset.v ?? row.cells[i].textContent;
   const order = (a, b) => isNaN(a) || isNaN(b) ? String(a).localeCompare(b) : a - b;
   [...body.rows].sort((a, b) => turn * order(key(a), key(b))).forEach(row => body.append(row));
@@ -141,23 +142,29 @@ def latex(text: Text, frame: pd.DataFrame) -> str:
 
 def html(text: Text, frame: pd.DataFrame) -> str:
     """A page of its own, nothing loaded from elsewhere: a click on a heading sorts, a pointer on a cell explains it."""
+    notes = "\n".join(f"<p>{escaped(note)}</p>" for note in text.notes)
+    top = f'<meta charset="utf-8"><title>{escaped(text.name)}</title><style>{STYLE}</style>'
+    body = f"{html_table(text, frame)}\n{notes}\n{SORT}"
+    return f'<!doctype html>\n<html lang="en"><head>{top}</head><body>\n{body}\n</body></html>\n'
+
+
+def html_table(text: Text, frame: pd.DataFrame) -> str:
+    """The table with its caption, for a page that has `STYLE` and `SORT`."""
     columns = [*text.rows, *frame["column"].drop_duplicates()]
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for labels, cell in zip(frame[list(text.rows)].itertuples(index=False, name=None), frame.itertuples(), strict=True):
-        line = lines.setdefault(labels, {row: f"<td>{_html(x)}</td>" for row, x in zip(text.rows, labels, strict=True)})
-        shown = _styled(_html(show(cell)), ("<b>", "</b>"), ("<i>", "</i>"))
+        named = {row: f'<td class="label">{escaped(x)}</td>' for row, x in zip(text.rows, labels, strict=True)}
+        shown = _styled(escaped(show(cell)), ("<b>", "</b>"), ("<i>", "</i>"))
         value = "" if math.isnan(cell.mean) else f"{cell.mean:.6f}"
-        line[cell.column] = f'<td data-v="{value}" title="{_html(_explained(cell))}">{shown}</td>'
-    head = "".join(f"<th>{_html(column)}</th>" for column in columns)
+        explained = f'<td data-v="{value}" title="{escaped(_explained(cell))}">{shown}</td>'
+        lines.setdefault(labels, named)[cell.column] = explained
+    heads = [("label" if column in text.rows else "number", escaped(column)) for column in columns]
+    head = "".join(f'<th class="{kind}">{column}</th>' for kind, column in heads)
     body = "\n".join(
         "<tr>" + "".join(line.get(column, "<td></td>") for column in columns) + "</tr>" for line in lines.values()
     )
-    notes = "\n".join(f"<p>{_html(note)}</p>" for note in text.notes)
-    style = _STYLE.replace("LABELS", str(len(text.rows)))
-    top = f'<meta charset="utf-8"><title>{_html(text.name)}</title><style>{style}</style>'
-    caption = f"<caption>{_html(text.caption)}</caption>"
-    table = f"<table>\n{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-    return f'<!doctype html>\n<html lang="en"><head>{top}</head><body>\n{table}\n{notes}\n{_SORT}\n</body></html>\n'
+    caption = f"<caption>{escaped(text.caption)}</caption>"
+    return f"<table>\n{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
 def _explained(cell: Any) -> str:
@@ -184,8 +191,9 @@ def _tex(words: str) -> str:
     return "".join(escapes.get(sign, sign) for sign in words)
 
 
-def _html(words: str) -> str:
-    return words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def escaped(words: str) -> str:
+    """Text for HTML, attributes included."""
+    return words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
 WRITERS: dict[str, Callable[[Text, pd.DataFrame], str]] = {"md": markdown, "tex": latex, "html": html, "csv": csv}

@@ -1,0 +1,1 @@
+"""Figures from run folders: each a PDF, a PNG and the CSV behind it."""

@@ -1,0 +1,85 @@
+"""Figures from run folders: `python -m analysis.figures learning_curves --runs runs --out figures`; default: all."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+
+from analysis.collect import Run, load_runs
+from analysis.figures import comparison, cost, courses, noise_rate, quantile_functions, token_advantages
+from analysis.figures.drawing import LOOK, Drawn, write
+from analysis.figures.groups import Group, Nothing, grouped
+from analysis.plan import expand, join
+from noisyrl.spec import InputError
+
+_COURSES: dict[str, Callable[..., Drawn]] = {
+    name: partial(courses.draw, course) for name, course in courses.COURSES.items()
+}
+FIGURES: dict[str, Callable[..., Drawn]] = {
+    "learning_curves": _COURSES.pop("learning_curves"),
+    "noise_rate": noise_rate.draw,
+    "comparison": comparison.draw,
+    **_COURSES,
+    "quantile_functions": quantile_functions.draw,
+    "token_advantages": token_advantages.draw,
+    "cost": cost.draw,
+}
+
+
+def make(
+    names: Sequence[str], runs: Sequence[Run], out: Path, x: str = courses.STEPS
+) -> Iterator[tuple[str, str, list[Path]]]:
+    """Draws and writes figures: (name, caption or what is missing, files). InputError: no such figure."""
+    unknown = [name for name in names if name not in FIGURES]
+    if unknown:
+        raise InputError(f"no figure {', '.join(unknown)}; there are: {', '.join(FIGURES)}")
+    groups = grouped(runs)
+    for name in names or FIGURES:
+        try:
+            drawn = draw(name, groups, x)
+        except Nothing as missing:
+            yield name, str(missing), []
+            continue
+        yield name, drawn.caption, write(name, drawn, out)
+
+
+def draw(name: str, groups: Sequence[Group], x: str = courses.STEPS) -> Drawn:
+    """Nothing: the runs hold nothing for it."""
+    options = {"x": x} if name in courses.COURSES else {}
+    with plt.rc_context(LOOK):
+        return FIGURES[name](groups, **options)
+
+
+def planned(runs: Sequence[Run], sweep: str, tier: str | None) -> list[Run]:
+    """The runs that a sweep plans."""
+    matches = join(expand(Path("sweeps") / f"{sweep}.yaml", Path("conf"), tier), runs)
+    return list({run.folder: run for match in matches for run in match.attempts}.values())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="analysis.figures", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(FIGURES)}")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="default: runs/")
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="default: figures/")
+    parser.add_argument("--sweep", help="only the runs that sweeps/SWEEP.yaml plans; default: all in the store")
+    parser.add_argument("--tier", help="option of conf/tier, with --sweep; default: testbed")
+    parser.add_argument("--x", choices=(courses.STEPS, courses.TOKENS), default=courses.STEPS,
+                        help="what training is measured in; default: steps")  # fmt: skip
+    options = parser.parse_args(arguments)
+    try:
+        runs = load_runs(options.runs)
+        if options.sweep:
+            runs = planned(runs, options.sweep, options.tier)
+        for name, said, files in make(options.names, runs, options.out, options.x):
+            print("\n".join(map(str, files)) or f"skipped {name}: {said}")
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
