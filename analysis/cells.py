@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,7 @@ def _differences(table: Spec, grid: Grid) -> list[pd.DataFrame]:
     frame = pd.DataFrame(cells)
     if frame.empty:
         return []
-    frame["p_holm"], frame["p_seeds_holm"] = holm(frame["p"]), holm(frame["p_seeds"])
+    frame["p_holm"], frame["p_seeds_holm"] = holm(frame["p_family"]), holm(frame["p_seeds"])
     frame["mark"] = np.select([frame["p_holm"] < LEVEL, frame["p_seeds_holm"] < LEVEL], ["**", "*"], "")
     return [frame]
 
@@ -261,7 +262,7 @@ def _difference_facts(
     facts: dict[str, Any] = {"n": len(seeds), "planned": planned, "missing": planned - len(seeds), "diverged": 0}
     facts["benchmark"] = "+".join(part.benchmark for part in first)
     if found is None:
-        return facts | _NOTHING | {"p": float("nan"), "p_seeds": float("nan")}
+        return facts | _NOTHING | dict.fromkeys(("p", "p_family", "p_seeds"), float("nan"))
     first_S, second_S = (
         np.mean([part.matrix(seeds).mean(axis=1) for part in parts], axis=0) for parts in (first, second)
     )
@@ -270,6 +271,7 @@ def _difference_facts(
         "low": found.low,
         "high": found.high,
         "p": found.p,
+        "p_family": found.p_family,
         "p_seeds": found.p_seeds,
         "spread": found.spread,
         "detectable": detectable(len(seeds)) * found.spread,
@@ -279,7 +281,7 @@ def _difference_facts(
 
 
 def _with_bold(frame: pd.DataFrame, table: Spec, grid: Grid) -> pd.DataFrame:
-    """Bold: the best of a block and whatever is not significantly different from it after Holm; at three seeds."""
+    """Bold: the best of a block and whatever is not significantly different from it; from three seeds on."""
     bold = set()
     for label in frame["column"].unique():
         for block in _blocks(table, grid):
@@ -295,9 +297,12 @@ def _tied_for_best(table: Spec, grid: Grid, label: str, keys: Sequence[Key]) -> 
         return []
     means = {key: np.mean([part.matrix(_common(found)).mean() for part in found]) for key, found in of.items()}
     best = max(means, key=lambda key: means[key])
-    others = [key for key in of if key != best]
-    p_values = [found.p if found else float("nan") for found in (difference(of[best], of[k])[0] for k in others)]
-    return [best, *(key for key, p in zip(others, holm(p_values), strict=True) if not p < LEVEL)]
+    # Holm over all pairs, not only those with the best: which one is the best was read off the same data.
+    pairs = list(combinations(of, 2))
+    found = [difference(of[one], of[other])[0] for one, other in pairs]
+    adjusted = holm([each.p_family if each else float("nan") for each in found])
+    apart = {pair for pair, p in zip(pairs, adjusted, strict=True) if p < LEVEL}
+    return [key for key in of if key == best or not ({(best, key), (key, best)} & apart)]
 
 
 def _collapses(table: Spec, grid: Grid) -> pd.DataFrame:

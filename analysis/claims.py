@@ -79,7 +79,7 @@ def _verdict(found: Sequence[Difference | None]) -> str:
     if any(each is None or np.isnan(each.p) for each in found):
         return "not tested"
     known = [each for each in found if each]
-    adjusted = holm([each.p for each in known])
+    adjusted = holm([each.p_family for each in known])
     if any(p < LEVEL and each.mean < 0 for p, each in zip(adjusted, known, strict=True)):
         return "contradicted"
     if all(p < LEVEL and each.mean > 0 for p, each in zip(adjusted, known, strict=True)):

@@ -43,8 +43,8 @@ def explain(name: str, row: Mapping[str, str], column: str, at: Folders, tier: s
 
 
 _NUMBERS = (
-    "mean", "low", "high", "n", "planned", "diverged", "n_questions", "p", "p_seeds", "p_holm", "p_seeds_holm", "mark",
-    "spread", "detectable", "p_improve", "bold",
+    "mean", "low", "high", "n", "planned", "diverged", "n_questions", "p", "p_family", "p_seeds", "p_holm",
+    "p_seeds_holm", "mark", "spread", "detectable", "p_improve", "bold",
 )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def _comparison(table: Spec, frame: pd.DataFrame) -> list[str]:
             "table: ** = holds for other trainings and other questions (adjusted p < .05), * = on these questions "
             "only. No test with fewer than three seeds."
         )
-        found = differences["detectable"].dropna()
+        found = differences["detectable"].dropna() if "detectable" in differences else []  # no pair of results yet
         if len(found):
             lines.append(
                 f"A difference is found in 80 % of all cases from {100 * found.min():.1f} to {100 * found.max():.1f} "
@@ -55,7 +55,7 @@ def _comparison(table: Spec, frame: pd.DataFrame) -> list[str]:
     if table.compare:
         lines.append(
             "Bold: the best of the rows that differ in "
-            f"{table.compare} alone, and all that cannot be told from it (Holm); from three seeds on."
+            f"{table.compare} alone, and all that cannot be told from it (Holm over all pairs); from three seeds on."
         )
     if table.collapse:
         lines.append("Collapsed: runs that end more than ten points below the start in a column.")

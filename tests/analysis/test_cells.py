@@ -85,7 +85,7 @@ def test_differences_are_those_of_the_paired_test(at):
     assert found["mean"] == pytest.approx(expected.mean, abs=1e-6)
     assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-6)
     alone = paired(scores("grpo")[:1], scores("ppo")[:1])
-    adjusted = holm([expected.p, alone.p])
+    adjusted = holm([expected.p_family, alone.p_family])
     assert found["p_holm"] == pytest.approx(adjusted[0], abs=1e-6)
     assert cell(frame, "grpo", "Δ ppo, toy")["p_holm"] == pytest.approx(adjusted[1], abs=1e-6)
     assert cell(frame, "ppo", "Δ ppo, ALL").empty  # nothing is compared with itself
