@@ -2,134 +2,17 @@ r"""A corpus of answers and the score a careful reader would give; what cannot b
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import statistics
 import threading
 import time
 
 import pytest
 
 from noisyrl.tasks import graders, verify
-from noisyrl.tasks.graders import GRADERS, VERSIONS, last_box, one_letter
-
-# text, gold, score
-MATH = [
-    # which box, and is there one
-    (r"Thus the answer is \boxed{42}.", "42", 1),
-    (r"We get $6\cdot 7$ and so $\boxed{42}$.", "42", 1),
-    (r"First \boxed{41}, wait, \boxed{42}.", "42", 1),
-    (r"First \boxed{42}, wait, \boxed{41}.", "42", 0),
-    (r"\boxed{42} and then \boxed{4", "42", 0),
-    (r"\boxed{42} or rather \boxed{}", "42", 0),
-    (r"\boxed{42} or rather \boxed 41", "42", 0),
-    (r"\boxed{42} sits in a \boxedtext", "42", 1),
-    (r"The answer is 42.", "42", 0),
-    ("", "42", 0),
-    (r"<think>\boxed{42}</think> I give up", "42", 0),
-    (r"<think>\boxed{41}</think> \boxed{42}", "42", 1),
-    (r"<think>so \boxed{42}", "42", 0),
-    (r"a</think>b<think>\boxed{42}", "42", 0),
-    (r"maybe \boxed{41}</think> \boxed{42}", "42", 1),
-    (r"\boxed {42}", "42", 1),
-    (r"\boxed{\boxed{42}}", "42", 1),
-    # whole numbers, decimals, fractions
-    (r"\boxed{042}", "42", 1),
-    (r"\boxed{+42}", "42", 1),
-    (r"\boxed{-42}", "42", 0),
-    (r"\boxed{42.0}", "42", 1),
-    (r"\boxed{42.}", "42", 1),
-    (r"\boxed{1,234}", "1234", 1),
-    (r"\boxed{1{,}234}", "1234", 1),
-    (r"\boxed{12,34}", "1234", 0),
-    (r"\boxed{1/2}", r"\frac{1}{2}", 1),
-    (r"\boxed{\dfrac{2}{4}}", r"\frac12", 1),
-    (r"\boxed{0.5}", r"\frac{1}{2}", 1),
-    (r"\boxed{-\frac{3}{4}}", "-0.75", 1),
-    (r"\boxed{0.333}", r"\frac13", 0),
-    (r"\boxed{1/3}", r"\frac23", 0),
-    (r"\boxed{1e-3}", "0.001", 1),
-    (r"\boxed{0.001}", "1e-3", 1),
-    (r"\boxed{1\times 10^{-3}}", "1e-3", 1),
-    (r"\boxed{3/0}", "3", 0),
-    (r"\boxed{1e99999999}", "3", 0),
-    (r"\boxed{" + "9" * 5000 + "}", "9", 0),
-    # formulas
-    (r"\boxed{2\sqrt{3}}", r"\sqrt{12}", 1),
-    (r"\boxed{(x+1)^2}", "x^2+2x+1", 1),
-    (r"\boxed{(x+1)^2}", "x^2+2x+2", 0),
-    (r"\boxed{x = 5}", "5", 1),
-    (r"\boxed{x=1=2=3}", "3", 0),
-    (r"\boxed{x=2,y=3}", "x=2, y=3", 1),
-    (r"\boxed{[2,5)}", r"2\le x<5", 1),
-    (r"\boxed{2\le x<5}", "[2,5)", 0),  # Math-Verify is not symmetric; the gold comes first
-    (r"\boxed{[2,5)}", "[2,5)", 1),
-    (r"\boxed{(2,5)}", "[2,5)", 0),
-    (r"\boxed{\{2,1\}}", r"\{1,2\}", 1),
-    (r"\boxed{(2,1)}", "(1,2)", 0),
-    (r"\boxed{\left(1,2\right)}", "(1, 2)", 1),
-    (r"\boxed{41, 42}", "42", 0),
-    (r"\boxed{1-\sqrt2, 1+\sqrt2}", r"1 \pm \sqrt{2}", 1),
-    (r"\boxed{90^\circ}", "90", 1),
-    (r"\boxed{10\text{ cm}}", "10", 1),
-    (r"\boxed{\$5}", "5", 1),
-    (r"\boxed{\infty}", r"-\infty", 0),
-    (r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", 1),
-    (r"\boxed{abc 42}", "42", 0),
-    (r"\boxed{\frac{}{}{}}", "42", 0),
-    # words
-    (r"\boxed{\text{even}}", "even", 1),
-    (r"\boxed{Even}", r"\text{even}", 1),
-    (r"\boxed{neve}", "even", 0),
-    (r"\boxed{\text{Tuesday}}", r"\text{Monday}", 0),
-    (r"\boxed{\text{(C)}}", "C", 1),
-    # golds as data sets write them
-    (r"\boxed{42}", r"$42$", 1),
-    (r"\boxed{42}", r"so it is $\boxed{42}$", 1),
-    (r"\boxed{42}", " 42 ", 1),
-]
-
-LETTER = [
-    ("Answer: C", "C", 1),
-    ("answer: c", "C", 1),
-    ("**Answer:** C", "C", 1),
-    ("**Answer: C**", "C", 1),
-    ("Final Answer: (C)", "C", 1),
-    ("The answer is: C.", "C", 1),
-    ("Answer: C. Paris", "C", 1),
-    ("Answer: C) Paris", "(C)", 1),
-    (r"Answer: $\boxed{C}$", "C", 1),
-    (r"Answer: \text{C}", "C", 1),
-    ("Answer: B\nno, wait\nAnswer: C", "C", 1),
-    ("Answer: C\nAnswer: B", "C", 0),
-    (r"\boxed{C}", "C", 1),
-    (r"\boxed{\text{C}}", "C", 1),
-    ("Answer: B and \\boxed{C}", "C", 1),
-    ("Answer: B\n\\boxed{C}", "C", 0),
-    ("C", "C", 0),
-    ("I think it is C", "C", 0),
-    ("Answer: A good question!", "A", 0),
-    ("Answer: AB", "A", 0),
-    ("Answer: e.g. D", "E", 0),
-    ("Answer:\nC", "C", 0),
-    ("<think>Answer: C</think>", "C", 0),
-    ("no answer: C", "C", 0),
-]
-
-EXACT = [
-    ("Paris", "paris", 1),
-    ("  New   York. ", "new york", 1),
-    ("It is far.\nAnswer: 'Paris'!", "Paris", 1),
-    ("Answer: Rome\nAnswer: Paris", "Paris", 1),
-    ("Answer:\nParis", "Paris", 1),
-    ("The answer is Paris", "Paris", 0),
-    ("Answer: Paris\nbecause", "Paris", 1),
-    ("-5", "5", 0),
-    (".5", "5", 0),
-    ("[1,2)", "(1,2]", 0),
-    ("5%", "5", 0),
-    ("Cafe\u0301", "Caf\u00e9", 1),
-    ("call book date=3", "call book date=3", 1),
-    ("", "", 0),
-    ("<think>Paris", "Paris", 0),
-]
+from noisyrl.tasks.graders import GRADERS, VERSIONS, last_box, one_letter, spelling
+from tests.tasks.grader_corpus import EXACT, LETTER, MATH
 
 
 @pytest.mark.parametrize(("text", "gold", "score"), MATH)
@@ -169,18 +52,66 @@ def test_endless_comparison_is_killed_and_is_not_zero(monkeypatch, text):
     assert graders.math(r"\boxed{\sqrt{4 + x}}", r"\sqrt{x+4}").score == 1, "the next one finds a fresh worker"
 
 
-def test_a_worker_that_dies_is_an_error_and_is_replaced():
+def test_a_worker_that_dies_is_an_error_and_is_replaced(monkeypatch):
     graders.math(r"\boxed{\sqrt{2}}", r"\sqrt 5")
-    verify._WORKER.process.kill()
-    verify._WORKER.process.wait()
+    worker = verify._POOL.idle[-1]
+    worker.process.kill()
+    worker.process.wait()
     assert graders.math(r"\boxed{\sqrt{7}}", r"\sqrt{5+2}").score == 1
-    ask = verify._WORKER._read
-    verify._WORKER._read = lambda *_: (_ for _ in ()).throw(verify.VerifyCrash("gone"))
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_read", lambda *_: (_ for _ in ()).throw(verify.VerifyCrash("gone")))
         grade = graders.math(r"\boxed{\sqrt{11}}", r"\sqrt{12}")
-    finally:
-        verify._WORKER._read = ask
     assert (grade.score, grade.status, grade.extracted) == (None, "error", r"\sqrt{11}")
+
+
+def test_a_hanging_expression_holds_up_nobody_else(monkeypatch):
+    monkeypatch.setattr(verify, "DEADLINE_S", 3.0)
+    while len(verify._POOL.idle) < 2:
+        verify._POOL.idle.append(verify._Worker())
+    for worker in verify._POOL.idle:
+        worker._started()  # importing sympy is not part of the deadline
+    statuses = []
+    hanging = threading.Thread(target=lambda: statuses.append(graders.math(r"\boxed{8^{8^{8^{9}}}}", "3").status))
+    hanging.start()
+    others = 0
+    while hanging.is_alive() and others < 3:
+        assert graders.math(rf"\boxed{{\sqrt{{{others}+x}}}}", rf"\sqrt{{x+{others}}}").score == 1
+        others += 1
+    assert others == 3 and hanging.is_alive()
+    hanging.join()
+    assert statuses == ["timeout"]
+
+
+def in_another_process(k):
+    return [
+        graders.math(rf"\boxed{{\sqrt{{{k * 100 + i}}}+y}}", rf"y+\sqrt{{{k * 100 + i + i % 2}}}").score
+        for i in range(6)
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_forked_processes_do_not_share_a_worker():
+    graders.math(r"\boxed{\sqrt{2}}", r"\sqrt 3")
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(in_another_process, range(1, 3), chunksize=1) == [[1, 0, 1, 0, 1, 0]] * 2
+    assert in_another_process(3) == [1, 0, 1, 0, 1, 0]
+
+
+def test_most_gradings_take_less_than_five_milliseconds():
+    taken = []
+    graders.math(r"\boxed{\sqrt{2}}", r"\sqrt 3")
+    verify.equivalent.cache_clear()
+    for text, gold, _ in MATH:
+        start = time.perf_counter()
+        graders.math(text, gold)
+        taken.append(time.perf_counter() - start)
+    assert statistics.median(taken) < 0.005
+
+
+def test_spelling():
+    same = [["1/2", "0.50", r"\frac{1}{2}", r"$\frac12$"], ["1,234", "1234"], ["Yes", r"\text{yes}"], ["a  b", "a b"]]
+    assert all(len({spelling(text) for text in group}) == 1 for group in same)
+    assert len({spelling(group[0]) for group in same}) == len(same)
 
 
 def test_math_works_in_threads():
@@ -220,4 +151,8 @@ def test_letter_refuses_a_gold_that_is_no_letter():
 
 
 def test_every_grader_has_a_version():
-    assert VERSIONS == {"math": "math@v1", "letter": "letter@v1", "exact": "exact@v1"} and set(VERSIONS) == set(GRADERS)
+    assert VERSIONS == {"math": "math@v2", "letter": "letter@v2", "exact": "exact@v1"} and set(VERSIONS) == set(GRADERS)
+
+
+def test_the_corpus_is_large_and_says_each_thing_once():
+    assert len(set(MATH)) + len(set(LETTER)) + len(set(EXACT)) == len(MATH) + len(LETTER) + len(EXACT) >= 300

@@ -21,13 +21,20 @@ _BOX_WORD = re.compile(r"\\boxed(?![A-Za-z])")
 # A line that states the answer; markdown around the words is allowed, words before them are not.
 _ANSWER_LINE = re.compile(r"^[ \t*_#>-]*(?:the |final |correct )*answer(?: is)?[ \t*_]*[:：][ \t]*(.*)$", re.I | re.M)
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{([^{}]*)\}")
-_LETTER = re.compile(r"^\(?([A-Za-z])(?:$|[).:,](?![A-Za-z]))")
+_OPENING = re.compile(r"^(?:(?:option|choice)\b|[:\s(\[{<\"'`“‘])+", re.I)
+# One letter, then nothing, or what may follow a letter before the option's text: "C. Paris", "C - Paris", "C (Paris)".
+_LETTER = re.compile(r"([A-Za-z])(?:$|[)\]}>.:,;!\"'`”’]+(?![A-Za-z0-9])|\s*<\||\s+[-–—]\s|\s+\()")
+_ANOTHER = re.compile(r"[\s).:,;]*(?:and\b|or\b|[/&,+])[\s(]*[A-Z]\b")
+_ABOUT = re.compile(r"^\s*(?:\\approx|\\simeq|\\text\s*\{\s*(?:about|approximately)\s*\})(?![A-Za-z])")
+_AND_OR = re.compile(r"\\text\s*\{\s*(?:and|or)\s*\}")
+_NUMERAL = re.compile(r"(\d[\dA-Fa-f]*)(?:_\{?(\d+)\}?)?")
 
 
 def math(text: str, answer: str) -> Grade:
-    r"""math@v1: the last `\boxed{...}` against `answer` (LaTeX, with or without $ or \boxed).
+    r"""math@v2: the last `\boxed{...}` against `answer` (LaTeX, with or without $ or \boxed).
 
-    The last box alone counts, and must be closed and not empty. Integers, fractions and equal strings are decided
+    The last box alone counts, and must be closed and not empty. Integers, fractions, equal strings, percentages (50 %
+    is 50 and 0.5: golds say it either way) and numerals with a base (which the question may give instead) are decided
     here; the rest by Math-Verify in a process with a time limit (status "timeout" or "error" if that fails).
     """
     found = last_box(_said(text))
@@ -42,7 +49,7 @@ def math(text: str, answer: str) -> Grade:
 
 
 def letter(text: str, answer: str) -> Grade:
-    r"""letter@v1: the option named by the last line `Answer: X`, else by the last `\boxed{X}`; case is ignored.
+    r"""letter@v2: the option named by the last line `Answer: X`, else by the last `\boxed{X}`; case is ignored.
 
     ValueError: `answer` is not one letter.
     """
@@ -68,7 +75,7 @@ def exact(text: str, answer: str) -> Grade:
 
 
 GRADERS: dict[str, Callable[[str, str], Grade]] = {"math": math, "letter": letter, "exact": exact}
-VERSIONS = {"math": "math@v1", "letter": "letter@v1", "exact": "exact@v1"}
+VERSIONS = {"math": "math@v2", "letter": "letter@v2", "exact": "exact@v1"}
 """Written beside every score: a rule that changes gets a new version."""
 
 
@@ -106,9 +113,10 @@ def last_box(text: str) -> str | None:
 
 def one_letter(text: str) -> str | None:
     """The option a short text names ("C", "(c)", "**C.** Paris", "\\text{C}"), in upper case; None if it names none."""
-    bare = _WRAPPED.sub(r"\1", _WRAPPED.sub(r"\1", text))
-    found = _LETTER.match(re.sub(r"[*_$\s]+", " ", bare).strip())
-    return found[1].upper() if found else None
+    bare = unicodedata.normalize("NFKC", _WRAPPED.sub(r"\1", _WRAPPED.sub(r"\1", text))).replace("\u200b", "")
+    bare = _OPENING.sub("", re.sub(r"[*_$\s]+", " ", bare).strip())
+    found = _LETTER.match(bare)
+    return None if found is None or _ANOTHER.match(bare, found.end(1)) else found[1].upper()
 
 
 def _said(text: str) -> str:
@@ -128,19 +136,51 @@ def _gold(answer: str) -> str:
 
 
 def _same_mathematics(gold: str, found: str) -> bool:
+    gold, found = (
+        _AND_OR.sub(",", _ABOUT.sub("", text)).replace(r"\varnothing", r"\emptyset") for text in (gold, found)
+    )
     left, right = _latex(gold), _latex(found)
     if left == right:
         return True
-    exact_left, exact_right = _rational(left), _rational(right)
-    if exact_left is not None and exact_left == exact_right:
-        return True
-    if None not in (exact_left, exact_right) and not re.search(r"[.eE]", left + right):
-        return False  # two whole numbers or fractions; decimals may be rounded, Math-Verify knows how far
+    decided = _same_number(left, right)
+    if decided is not None:
+        return decided
     if _is_word(left) or _is_word(right):
         return left.casefold() == right.casefold()
     if _is_chain(right):
         return False
     return equivalent(_scientific(gold), _scientific(found))
+
+
+def _same_number(left: str, right: str) -> bool | None:
+    """Whether two plain numbers are equal; None if that is not for this function to say."""
+    if left.endswith("%") or right.endswith("%"):
+        return _same_percentage(left, right)
+    first, second = _NUMERAL.fullmatch(left), _NUMERAL.fullmatch(right)
+    if first and second and (first[2] or second[2]):
+        digits = first[1].upper().lstrip("0") == second[1].upper().lstrip("0")
+        return digits and (first[2] or second[2]) == (second[2] or first[2])
+    one, other = _rational(left), _rational(right)
+    if one is not None and one == other:
+        return True
+    if None not in (one, other) and not re.search(r"[.eE]", left + right):
+        return False  # two whole numbers or fractions; decimals may be rounded, Math-Verify knows how far
+    return None
+
+
+def _same_percentage(left: str, right: str) -> bool | None:
+    """At least one ends with %: 50 % is 50 %, 50 and 0.5. None: not plain numbers."""
+    one, other = (_rational(re.sub(r"\\?%$", "", text)) for text in (left, right))
+    if one is None or other is None:
+        return None
+    if one == other:
+        return True
+    return (not right.endswith("%") and one / 100 == other) or (not left.endswith("%") and one == other / 100)
+
+
+def _plainer(text: str) -> str:
+    """Without "about", with commas for "and" and "or": what Math-Verify does not read."""
+    return _AND_OR.sub(",", _ABOUT.sub("", text)).replace(r"\varnothing", r"\emptyset")
 
 
 def _latex(text: str) -> str:

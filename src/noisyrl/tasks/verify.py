@@ -1,14 +1,15 @@
 """Math-Verify in a process that can be killed.
 
 Comparing two formulas may take for ever or exhaust the memory, and the library's own time limit needs the main
-thread. So one worker process compares, and whoever asks waits with a wall clock. Run as a script this file is the
-worker; its imports at the top are therefore the standard library's only.
+thread. So worker processes compare, one for each thread that asks at the same time, and whoever asks waits with a wall
+clock. Run as a script this file is the worker; its imports at the top are therefore the standard library's only.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import os
 import select
 import subprocess
 import sys
@@ -19,6 +20,7 @@ DEADLINE_S = 5.0
 """Longest comparison; a typical one takes 2 to 20 ms."""
 _START_S = 120.0  # importing sympy from a cold disk
 _MEMORY_BYTES = 4 << 30
+_MOST_WORKERS = min(8, os.cpu_count() or 1)
 
 
 class VerifyTimeout(Exception):
@@ -35,30 +37,57 @@ def equivalent(gold: str, answer: str) -> bool:
 
     VerifyTimeout, VerifyCrash: undecided. RuntimeError: Math-Verify cannot be imported.
     """
-    return _WORKER.ask(gold, answer)
+    return _POOL.ask(gold, answer)
+
+
+class _Pool:
+    """Idle workers; an expression that hangs holds up nobody else. For any thread, and for forked processes."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def ask(self, gold: str, answer: str) -> bool:
+        with self.free:
+            with self.lock:
+                worker = self.idle.pop() if self.idle else _Worker()
+            try:
+                return worker.ask(gold, answer)
+            finally:
+                with self.lock:
+                    self.idle.append(worker)
+
+    def stop(self) -> None:
+        """Ends the idle workers."""
+        with self.lock:
+            while self.idle:
+                self.idle.pop().stop()
+
+    def forget(self) -> None:
+        """What a forked process starts with: its parent's workers answer its parent, and locks may be held for ever."""
+        self.idle: list[_Worker] = []
+        self.lock = threading.Lock()
+        self.free = threading.BoundedSemaphore(_MOST_WORKERS)
 
 
 class _Worker:
-    """The process, started on first use and again after it was killed. Safe to ask from any thread."""
+    """One process, started on first use and again after it was killed; for one thread at a time."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
         self.process: subprocess.Popen[str] | None = None
 
     def ask(self, gold: str, answer: str) -> bool:
-        with self.lock:
-            process = self._started()
-            try:
-                assert process.stdin is not None
-                process.stdin.write(json.dumps([gold, answer]) + "\n")
-                process.stdin.flush()
-                return bool(self._read(process, DEADLINE_S))
-            except (VerifyTimeout, VerifyCrash):
-                self.stop()
-                raise
-            except OSError as error:
-                self.stop()
-                raise VerifyCrash(str(error)) from error
+        process = self._started()
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps([gold, answer]) + "\n")
+            process.stdin.flush()
+            return bool(self._read(process, DEADLINE_S))
+        except (VerifyTimeout, VerifyCrash):
+            self.stop()
+            raise
+        except OSError as error:
+            self.stop()
+            raise VerifyCrash(str(error)) from error
 
     def stop(self) -> None:
         if self.process is not None:
@@ -89,8 +118,10 @@ class _Worker:
         return json.loads(line)
 
 
-_WORKER = _Worker()
-atexit.register(_WORKER.stop)
+_POOL = _Pool()
+atexit.register(_POOL.stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_POOL.forget)
 
 
 def serve() -> None:
