@@ -19,7 +19,7 @@ FMT ?=
 RUN ?=
 TIER ?=
 
-.PHONY: help setup lock lint format typecheck check test test-slow smoke train eval regrade tables claims status bars clean clean-tables
+.PHONY: help setup lock lint format typecheck check test test-slow smoke data train eval regrade tables claims status bars clean clean-tables
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ $(BIN)/.noisyrl: pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 setup: $(BIN)/.noisyrl ## create .venv and install, about two minutes
+
+data: setup ## which public benchmarks are in data/, and how to fetch the others; downloads nothing
+	$(BIN)/python -m noisyrl.tasks.hub
 
 train: setup ## run the main job on the embedded testbed; ARGS="algo=grpo ..." overrides
 	$(BIN)/python src/train.py $(ARGS)

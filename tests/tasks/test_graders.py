@@ -30,6 +30,26 @@ def test_exact(text, gold, score):
     assert graders.exact(text, gold).score == score
 
 
+ROUNDED = [
+    (r"\boxed{9.8}", "9.81", 1),
+    (r"\boxed{9.7}", "9.81", 0),
+    (r"\boxed{-9.81}", "9.81", 0),
+    (r"\boxed{1.602\times 10^{-19}}", "1.6e-19", 1),
+    (r"\boxed{1.6 \cdot 10^{-19}}", r"1.6 \times 10^{-19}", 1),
+    (r"\boxed{10^5}", "100500", 1),
+    (r"\boxed{10^{5}}", "1e6", 0),
+    (r"\boxed{0.001}", "0", 0),
+    (r"\boxed{\sqrt{2}}", r"\sqrt 2", 1),
+    (r"\boxed{x+1}", "9.81", 0),
+    ("9.81", "9.81", 0),
+]
+
+
+@pytest.mark.parametrize(("text", "gold", "score"), ROUNDED)
+def test_rounded(text, gold, score):
+    assert graders.rounded(text, gold).score == score
+
+
 def test_no_answer_is_told_from_a_wrong_one():
     assert [graders.math(t, "1").extracted for t in (r"\boxed{2}", "2")] == ["2", None]
     assert [graders.letter(t, "A").extracted for t in ("Answer: b", "b")] == ["B", None]
@@ -151,7 +171,10 @@ def test_letter_refuses_a_gold_that_is_no_letter():
 
 
 def test_every_grader_has_a_version():
-    assert VERSIONS == {"math": "math@v2", "letter": "letter@v2", "exact": "exact@v1"} and set(VERSIONS) == set(GRADERS)
+    assert VERSIONS == {
+        "math": "math@v2", "rounded": "rounded@v1", "letter": "letter@v2", "exact": "exact@v1"
+    }  # fmt: skip
+    assert set(VERSIONS) == set(GRADERS)
 
 
 def test_the_corpus_is_large_and_says_each_thing_once():

@@ -14,6 +14,7 @@ import yaml
 from noisyrl.spec import InputError
 from noisyrl.tasks.base import DemonstratedTask, Split, Task
 from noisyrl.tasks.graders import RuleGraded
+from noisyrl.tasks.hub import HubTask
 from noisyrl.types import Prompt
 
 LM_TASKS = Path(__file__).parent / "lm_tasks"
@@ -54,6 +55,11 @@ class Benchmark:
     def version(self) -> str:
         """Of prompt wording and grader together; raised by hand in the task file when either changes meaning."""
         return str(lm_config(self.name)["metadata"]["version"])
+
+    @property
+    def gated(self) -> bool:
+        """Whether no text about it may be stored."""
+        return isinstance(self.source, HubTask) and self.source.gated
 
     @property
     def graders(self) -> tuple[str, ...]:

@@ -17,12 +17,13 @@ from noisyrl.models.base import LanguageModel
 from noisyrl.rollout.base import Sampler
 from noisyrl.spec import Count, Natural, NonNegative, spec
 from noisyrl.tasks.base import Task
+from noisyrl.tasks.hub import public_benchmark
 
 if TYPE_CHECKING:
     from noisyrl.evaluation.rows import Protocol, Subject
     from noisyrl.evaluation.sampler_lm import Progress, SamplerLM
 
-ASKED = ("protocol", "k", "temperature", "splits", "limit", "seed")
+ASKED = ("protocol", "k", "temperature", "splits", "hub", "limit", "seed")
 """Fields of an Evaluation that say how questions are asked; with the answers, all that grading needs."""
 
 
@@ -39,6 +40,8 @@ class Evaluation:
     """Of sampling, > 0 for avgk; 0 for greedy."""
     splits: tuple[Literal["test", "ood"], ...] = ("test", "ood")
     """Held-out splits; those a task does not have are passed over."""
+    hub: tuple[str, ...] = ()
+    """Public benchmarks asked beside them, from local copies: names of tasks/hub.py; `make data` lists them."""
     limit: Count | None = None
     """Questions per benchmark, the first ones; None = all. A limited evaluation is marked as such in every table."""
     at_start: bool = True
@@ -98,11 +101,12 @@ class Evaluation:
             from noisyrl.evaluation.sampler_lm import SamplerLM
 
             subject = Subject(**run_info, step=step, checkpoint_hash=checkpoint_hash)
-            benchmarks = find(task, self.splits, self.limit)
+            benchmarks = self.benchmarks(task)
             if not benchmarks:
                 return {}
             folder = out_dir / self.eval_id(benchmarks, sampler.max_tokens, subject)
-            if store.is_complete(folder) and self.keep_text and not (folder / store.TEXTS).exists():
+            texts_due = self.keep_text and not all(benchmark.gated for benchmark in benchmarks)
+            if store.is_complete(folder) and texts_due and not (folder / store.TEXTS).exists():
                 store.set_aside(folder)
             if not store.is_complete(folder):
                 player = SamplerLM(
@@ -110,6 +114,11 @@ class Evaluation:
                 )
                 self._score(player, benchmarks, subject, folder)
             return _summary(store.read_aggregate(folder))
+
+    def benchmarks(self, task: Task) -> list[Benchmark]:
+        """What is asked of a run trained on `task`. InputError: a public benchmark is unknown or not there."""
+        public = [find(public_benchmark(name), ("test",), self.limit) for name in self.hub]
+        return find(task, self.splits, self.limit) + [benchmark for found in public for benchmark in found]
 
     def eval_id(self, benchmarks: Sequence[Benchmark], max_tokens: int, subject: Subject) -> str:
         """16 hex digits over the weights, the questions, how they are asked, and how answers are graded."""
@@ -153,7 +162,8 @@ class Evaluation:
             "asked": {key: getattr(self, key) for key in ASKED},
             **how,
         }
-        texts = _texts(player) if self.keep_text else ()
+        gated = {benchmark.name for benchmark in benchmarks if benchmark.gated}
+        texts = [text for text in _texts(player) if text["benchmark"] not in gated] if self.keep_text else ()
         store.write(folder, aggregate=aggregate, samples=samples, meta=meta, texts=texts)
 
 

@@ -127,5 +127,5 @@ def _from_file(name: str, metadata: Mapping[str, Any]) -> Benchmark:
     module, _, attribute = metadata["source"].rpartition(".")
     cls = getattr(importlib.import_module(module), attribute)
     # From the command line: --metadata '{"fields": {"testbed_math": {...}}}'
-    source = cls(**metadata.get("fields", {}).get(name, {}))
+    source = cls(**metadata.get("given", {}) | metadata.get("fields", {}).get(name, {}))
     return Benchmark(name, metadata["split"], source, source.prompts(metadata["split"]))

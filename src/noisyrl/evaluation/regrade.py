@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from noisyrl.evaluation import rows, store
-from noisyrl.evaluation.benchmarks import Benchmark, digest, document, find
+from noisyrl.evaluation.benchmarks import Benchmark, digest, document
 from noisyrl.evaluation.harness import Evaluation
 from noisyrl.spec import InputError
 from noisyrl.tasks.base import Task
@@ -60,11 +60,13 @@ def regrade(folder: Path, task: Task) -> Regraded:
     texts = {(text["benchmark"], text["qid"], text["repeat"]): text for text in store.read_texts(folder)}
     meta, before = store.read_meta(folder), store.read_samples(folder).to_pylist()
     evaluation, subject = Evaluation(**meta["asked"]), rows.Subject(**meta["subject"])
-    benchmarks = find(task, evaluation.splits, evaluation.limit)
+    benchmarks = evaluation.benchmarks(task)
     target = folder.parent / evaluation.eval_id(benchmarks, meta["max_tokens"], subject)
     how = {key: meta[key] for key in ("max_tokens", "lm_eval_version")}
     protocol = evaluation.described(target.name, **how)
     _check_questions(folder, benchmarks, before)
+    if gated := [benchmark.name for benchmark in benchmarks if benchmark.gated]:
+        raise InputError(f"{folder}: answers to {', '.join(gated)} may not be stored, so they cannot be graded again")
     samples, aggregate = [], []
     for benchmark in benchmarks:
         prompts = {prompt.uid: prompt for prompt in benchmark.prompts}

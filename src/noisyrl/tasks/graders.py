@@ -27,6 +27,7 @@ _LETTER = re.compile(r"([A-Za-z])(?:$|[)\]}>.:,;!\"'`”’]+(?![A-Za-z0-9])|\s*
 _ANOTHER = re.compile(r"[\s).:,;]*(?:and\b|or\b|[/&,+])[\s(]*[A-Z]\b")
 _ABOUT = re.compile(r"^\s*(?:\\approx|\\simeq|\\text\s*\{\s*(?:about|approximately)\s*\})(?![A-Za-z])")
 _AND_OR = re.compile(r"\\text\s*\{\s*(?:and|or)\s*\}")
+_TINY = Fraction(1, 1000)
 _NUMERAL = re.compile(r"(\d[\dA-Fa-f]*)(?:_\{?(\d+)\}?)?")
 
 
@@ -74,8 +75,19 @@ def exact(text: str, answer: str) -> Grade:
     return Grade(float(found == _plain(answer)), extracted=found) if found else Grade(0.0)
 
 
-GRADERS: dict[str, Callable[[str, str], Grade]] = {"math": math, "letter": letter, "exact": exact}
-VERSIONS = {"math": "math@v2", "letter": "letter@v2", "exact": "exact@v1"}
+def rounded(text: str, answer: str) -> Grade:
+    """rounded@v1: as `math`, but two numbers need only agree to 1 %: golds of physics questions are rounded."""
+    grade = math(text, answer)
+    if grade.score == 1.0 or grade.extracted is None:
+        return grade
+    gold, found = (_value(_latex(_plainer(text))) for text in (_gold(answer), grade.extracted))
+    if gold is None or found is None:
+        return grade
+    return Grade(float(abs(gold - found) <= abs(gold) / 100), extracted=grade.extracted)
+
+
+GRADERS: dict[str, Callable[[str, str], Grade]] = {"math": math, "rounded": rounded, "letter": letter, "exact": exact}
+VERSIONS = {"math": "math@v2", "rounded": "rounded@v1", "letter": "letter@v2", "exact": "exact@v1"}
 """Written beside every score: a rule that changes gets a new version."""
 
 
@@ -160,11 +172,15 @@ def _same_number(left: str, right: str) -> bool | None:
     if first and second and (first[2] or second[2]):
         digits = first[1].upper().lstrip("0") == second[1].upper().lstrip("0")
         return digits and (first[2] or second[2]) == (second[2] or first[2])
-    one, other = _rational(left), _rational(right)
-    if one is not None and one == other:
+    one, other = _value(left), _value(right)
+    if one is None or other is None:
+        return None
+    if one == other:
         return True
-    if None not in (one, other) and not re.search(r"[.eE]", left + right):
+    if not re.search(r"[.eE^]", left + right):
         return False  # two whole numbers or fractions; decimals may be rounded, Math-Verify knows how far
+    if min(abs(one), abs(other)) < _TINY:
+        return abs(one - other) <= _TINY**2 * abs(one)  # Math-Verify keeps six decimals, of which nothing is left here
     return None
 
 
@@ -205,6 +221,15 @@ def _rational(text: str) -> Fraction | None:
         return None
     above, below = (int(part) for part in parts.groups()[1:] if part)
     return None if below == 0 else Fraction(above, below) * (-1 if parts[1] == "-" else 1)
+
+
+def _value(text: str) -> Fraction | None:
+    r"""As `_rational`, also of 1.6\times10^{-19}."""
+    found = re.fullmatch(r"(?:([+-]?[\d.]+)(?:\\times|\\cdot))?10\^(?:\{([+-]?\d{1,3})\}|(\d))", text)
+    if not found:
+        return _rational(text)
+    factor = _rational(found[1] or "1")
+    return None if factor is None else factor * Fraction(10) ** int(found[2] or found[3])
 
 
 def _is_word(text: str) -> bool:

@@ -22,6 +22,7 @@ from noisyrl.types import Grade, Message, Prompt
 
 INSTRUCTIONS = {
     "math": "Please reason step by step, and put your final answer within \\boxed{}.",
+    "rounded": "Please reason step by step, and put your final answer within \\boxed{}.",
     "letter": "Finish with a line 'Answer: X', where X is the letter of the right option.",
     "exact": "Give only the final answer after 'Answer:'.",
 }
@@ -38,7 +39,7 @@ class JsonlTask(Task):
     """File of held-out rows (split "test")."""
     ood_path: str | None = None
     """File of held-out rows of another kind (split "ood")."""
-    grader: Literal["math", "letter", "exact"] = "math"
+    grader: Literal["math", "rounded", "letter", "exact"] = "math"
     """Rule for rows that name none: tasks/graders.py."""
     prompt_key: str = "prompt"
     """Key of the question; rows with "messages" do not need it."""
