@@ -46,7 +46,7 @@ def _comparison(table: Spec, frame: pd.DataFrame) -> list[str]:
             "table: ** = holds for other trainings and other questions (adjusted p < .05), * = on these questions "
             "only. No test with fewer than three seeds."
         )
-        found = differences["detectable"].dropna() if "detectable" in differences else []  # no pair of results yet
+        found = differences.get("detectable", pd.Series(dtype=float)).dropna()  # absent: no pair of results yet
         if len(found):
             lines.append(
                 f"A difference is found in 80 % of all cases from {100 * found.min():.1f} to {100 * found.max():.1f} "

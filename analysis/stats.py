@@ -16,6 +16,7 @@ from numpy import ndarray
 from scipy.stats import t as student
 
 _FEW_RUNS = 5
+_BENCHMARKS = 8  # whose weights are kept
 
 
 class Interval(NamedTuple):
@@ -36,8 +37,8 @@ class Bootstrap:
     def __init__(self, table: str, resamples: int = 10_000) -> None:
         self.table = table
         self.resamples = resamples
-        # The weights of one benchmark are some 40 MB; tables are built benchmark by benchmark.
-        self.question_weights = lru_cache(maxsize=1)(self._question_weights)
+        # The weights of one benchmark are some 40 MB, and averages go round over the benchmarks of a table.
+        self.question_weights = lru_cache(maxsize=_BENCHMARKS)(self._question_weights)
         self.run_weights = lru_cache(maxsize=None)(self._run_weights)
 
     def interval(self, scores_SQ: ndarray, benchmark: str) -> Interval:

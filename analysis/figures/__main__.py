@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 
 from analysis.collect import Run, load_runs
 from analysis.figures import comparison, cost, courses, noise_rate, quantile_functions, token_advantages
-from analysis.figures.drawing import LOOK, Drawn, write
+from analysis.figures.drawing import FORMATS, LOOK, Drawn, write
 from analysis.figures.groups import Group, Nothing, grouped
 from analysis.plan import expand, join
 from noisyrl.spec import InputError
@@ -32,7 +32,11 @@ FIGURES: dict[str, Callable[..., Drawn]] = {
 
 
 def make(
-    names: Sequence[str], runs: Sequence[Run], out: Path, x: str = courses.STEPS
+    names: Sequence[str],
+    runs: Sequence[Run],
+    out: Path,
+    x: str = courses.STEPS,
+    formats: Sequence[str] = FORMATS,
 ) -> Iterator[tuple[str, str, list[Path]]]:
     """Draws and writes figures: (name, caption or what is missing, files). InputError: no such figure."""
     unknown = [name for name in names if name not in FIGURES]
@@ -45,7 +49,7 @@ def make(
         except Nothing as missing:
             yield name, str(missing), []
             continue
-        yield name, drawn.caption, write(name, drawn, out)
+        yield name, drawn.caption, write(name, drawn, out, formats)
 
 
 def draw(name: str, groups: Sequence[Group], x: str = courses.STEPS) -> Drawn:

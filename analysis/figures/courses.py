@@ -190,28 +190,36 @@ def _width(group: Group) -> int:
 def _line(group: Group, metric: str, x: str) -> _Line:
     """Points of each seed and of the mean. Few values, as from evaluations, are not averaged over steps."""
     width = 1 if metric.startswith("accuracy/") else _width(group)
-    by_seed = {str(run.seed): _points(logged(run.folder), metric, width) for run in group.runs}
-    wide = pd.DataFrame({seed: points["value"] for seed, points in by_seed.items()}).sort_index()
-    tokens = pd.DataFrame({seed: points["tokens"] for seed, points in by_seed.items()}).mean(axis=1)
-    place = tokens.sort_index() / 1000 if x == TOKENS else pd.Series(wide.index, index=wide.index)
-    whole = wide.dropna()  # a mean over those that got further would leave out the ones that broke down
-    parts = [pd.DataFrame({x: place, "seed": seed, "mean": wide[seed], "n": 1}).dropna() for seed in wide]
-    half = half_width(whole.std(axis=1), whole.notna().sum(axis=1))
-    mean = whole.mean(axis=1)
-    parts.append(pd.DataFrame({x: place[whole.index], "seed": "mean", "mean": mean, "n": len(wide.columns),
-                               "low": mean - half, "high": mean + half}))  # fmt: skip
-    table = pd.concat([part for part in parts if len(part)] or parts[:1])
+    by_seed = {run.seed: _points(logged(run.folder), metric, width) for run in group.runs}
+    points = np.unique(np.concatenate([found[0] for found in by_seed.values()]))
+    values_SP, places_SP = (np.full((len(by_seed), len(points)), np.nan) for _ in range(2))
+    for row, (at, values, steps, tokens) in enumerate(by_seed.values()):
+        columns = np.searchsorted(points, at)
+        values_SP[row, columns], places_SP[row, columns] = values, tokens / 1000 if x == TOKENS else steps
+    known_SP = np.isfinite(values_SP)
+    place_P = np.nansum(places_SP, axis=0) / known_SP.sum(axis=0)
+    rows = [{x: place_P[p], "seed": str(seed), "mean": values_SP[s, p], "n": 1, "low": np.nan, "high": np.nan}
+            for s, seed in enumerate(by_seed) for p in np.flatnonzero(known_SP[s])]  # fmt: skip
+    count = len(by_seed)
+    # Only where all seeds are: a mean over those that got further would leave out the ones that broke down.
+    for p in np.flatnonzero(known_SP.all(axis=0)):
+        mean = values_SP[:, p].mean()
+        half = float(half_width(values_SP[:, p].std(ddof=1), count)) if count > 1 else np.nan
+        rows.append({x: place_P[p], "seed": "mean", "mean": mean, "n": count, "low": mean - half, "high": mean + half})
+    table = pd.DataFrame(rows, columns=[x, "seed", "mean", "n", "low", "high"])
     return _Line(table.assign(metric=metric, **group.named))
 
 
-def _points(frame: pd.DataFrame, metric: str, width: int) -> pd.DataFrame:
-    """value and tokens by the mean step of each point; steps up to 0, the warm-up, are never mixed with later ones."""
-    if metric not in frame:
-        return pd.DataFrame({"value": [], "tokens": []})
-    tokens = frame.get("trainer/tokens", pd.Series(np.nan, index=frame.index)).ffill().fillna(0)
-    known = pd.DataFrame({"step": frame["step"], "value": frame[metric], "tokens": tokens}).dropna()
-    means = known.groupby(np.floor((known["step"] - 1) / width)).mean()
-    return means.set_index("step")
+def _points(frame: pd.DataFrame, metric: str, width: int) -> tuple[np.ndarray, ...]:
+    """Number of each point, and its mean value, step and tokens so far; the warm-up has points of its own."""
+    values_N = frame[metric].to_numpy() if metric in frame else np.full(len(frame), np.nan)
+    tokens_N = frame["trainer/tokens"].ffill().fillna(0).to_numpy() if "trainer/tokens" in frame else values_N * 0
+    known_N = np.isfinite(values_N)
+    steps_K = frame["step"].to_numpy()[known_N]
+    points, place_K = np.unique(np.floor((steps_K - 1) / width), return_inverse=True)
+    counts = np.bincount(place_K, minlength=len(points))
+    columns = (values_N[known_N], steps_K, tokens_N[known_N])
+    return points, *(np.bincount(place_K, weights=column, minlength=len(points)) / counts for column in columns)
 
 
 def _plot(panel: Axes, line: _Line, look: Mapping[str, Any], group: Group) -> None:

@@ -93,7 +93,11 @@ def left_out(pages: int) -> str:
     return f" {pages - PAGES} further pages are not drawn: choose runs with --sweep; the CSV has them all."
 
 
-def write(name: str, drawn: Drawn, out: Path) -> list[Path]:
+_METADATA: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "png": {"Software": None}}
+FORMATS = tuple(_METADATA)
+
+
+def write(name: str, drawn: Drawn, out: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """out/NAME.pdf, .png and .csv, with further pages as NAME-2.pdf ...; older pages of the name are deleted."""
     out.mkdir(parents=True, exist_ok=True)
     for old in [*out.glob(f"{name}.*"), *out.glob(f"{name}-[0-9]*.*")]:
@@ -101,10 +105,10 @@ def write(name: str, drawn: Drawn, out: Path) -> list[Path]:
     files = []
     for number, page in enumerate(drawn.pages, start=1):
         stem = name if number == 1 else f"{name}-{number}"
-        for ending, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        for ending in formats:
             file = out / f"{stem}.{ending}"
             aside = file.with_name(f".writing-{file.name}")
-            page.savefig(aside, format=ending, metadata=metadata)
+            page.savefig(aside, format=ending, metadata=_METADATA[ending])
             os.replace(aside, file)
             files.append(file)
         plt.close(page)
