@@ -52,8 +52,7 @@ class Evaluation:
     """Keys the draws of an answer, with its question and number; greedy answers do not depend on it."""
     keep_text: bool = False
     """Store every answer in texts.jsonl.gz, some ten kB per 1000 short answers, so that `make regrade` can grade it
-    again. Leave it off where texts may not be stored, as for gated data sets. An evaluation that is there without its
-    texts is made again."""
+    again. Those to gated benchmarks are never stored. An evaluation that is there without its texts is made again."""
 
     def __post_init__(self) -> None:
         if self.protocol == "greedy" and (self.k, self.temperature) != (1, 0):
@@ -106,9 +105,7 @@ class Evaluation:
                 return {}
             folder = out_dir / self.eval_id(benchmarks, sampler.max_tokens, subject)
             texts_due = self.keep_text and not all(benchmark.gated for benchmark in benchmarks)
-            if store.is_complete(folder) and texts_due and not (folder / store.TEXTS).exists():
-                store.set_aside(folder)
-            if not store.is_complete(folder):
+            if not store.is_complete(folder) or (texts_due and not store.has_texts(folder)):
                 player = SamplerLM(
                     lm, sampler, seed=self.seed, k=self.k, temperature=self.temperature, progress=progress
                 )
@@ -164,6 +161,8 @@ class Evaluation:
         }
         gated = {benchmark.name for benchmark in benchmarks if benchmark.gated}
         texts = [text for text in _texts(player) if text["benchmark"] not in gated] if self.keep_text else ()
+        if texts and store.is_complete(folder) and not store.has_texts(folder):
+            store.set_aside(folder)
         store.write(folder, aggregate=aggregate, samples=samples, meta=meta, texts=texts)
 
 

@@ -60,6 +60,11 @@ def is_complete(folder: Path) -> bool:
     return folder.is_dir()
 
 
+def has_texts(folder: Path) -> bool:
+    """Whether the answers themselves were kept."""
+    return (folder / TEXTS).exists()
+
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -110,7 +115,7 @@ def read_samples(folder: Path) -> pa.Table:
 def read_texts(folder: Path) -> list[dict[str, Any]]:
     """{"benchmark", "qid", "repeat", "turns"} of every answer. InputError: the texts were not kept, or are damaged."""
     path = folder / TEXTS
-    if not path.exists():
+    if not has_texts(folder):
         raise InputError(
             f"{folder} keeps no texts, so they cannot be graded again: "
             "run `python src/eval.py run=NAME eval.keep_text=true`, with the run's `eval=` option"
