@@ -15,11 +15,13 @@ ARGS ?=
 RUNS ?= runs
 OUT ?= tables
 T ?=
+F ?=
+SWEEP ?=
 FMT ?=
 RUN ?=
 TIER ?=
 
-.PHONY: help setup lock lint format typecheck check test test-slow smoke data train eval regrade tables claims status bars clean clean-tables
+.PHONY: help setup lock lint format typecheck check test test-slow smoke data train eval regrade tables figures report claims status bars clean clean-tables
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +52,12 @@ regrade: setup ## grade the stored answers of a run with the rules of today, not
 
 tables: setup ## build tables/ from run folders; T=main for one, FMT=md for one format, TIER=smoke, RUNS=, OUT=
 	$(BIN)/python -m analysis.tables $(T) --runs $(RUNS) --out $(OUT) $(if $(FMT),--fmt $(FMT)) $(if $(TIER),--tier $(TIER))
+
+figures: setup ## draw figures/ from run folders: PDF, PNG and CSV; F=learning_curves for one, SWEEP=main for its runs, RUNS=
+	$(BIN)/python -m analysis.figures $(F) --runs $(RUNS) $(if $(SWEEP),--sweep $(SWEEP)) $(if $(TIER),--tier $(TIER))
+
+report: setup ## report/report.html: claims, tables, figures, sweeps and origins on one page; TIER=, RUNS=
+	$(BIN)/python -m analysis.report --runs $(RUNS) $(if $(TIER),--tier $(TIER))
 
 claims: setup ## what our tables say of the claims in analysis/claims.yaml; TIER=, RUNS=, OUT=
 	$(BIN)/python -m analysis.claims --runs $(RUNS) --out $(OUT) $(if $(TIER),--tier $(TIER))

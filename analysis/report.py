@@ -283,18 +283,17 @@ def _anchor(title: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="analysis.report", description=__doc__.split("\n")[0])
     parser.add_argument("--tier", help="option of conf/tier that the sweeps are read with; default: testbed")
-    parser.add_argument("--file", type=Path, help="default: report.html in --out, with the tier in its name")
     for folder in fields(Folders):
         default = Path("report") if folder.name == "out" else folder.default
         parser.add_argument(f"--{folder.name}", type=Path, default=default, help=f"default: {default}/")
     options = vars(parser.parse_args(arguments))
-    tier, file = options.pop("tier"), options.pop("file")
+    tier = options.pop("tier")
     at = Folders(**options)
     try:
         text = report(read(at, tier))
     except InputError as error:
         sys.exit(f"error: {error}")
-    file = file or at.out / f"report{f'-{tier}' if tier else ''}.html"
+    file = at.out / f"report{f'-{tier}' if tier else ''}.html"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, text)
     print(file)

@@ -42,7 +42,7 @@ def seconds_left(matches: Sequence[Match], runs: Sequence[Run]) -> tuple[float, 
             continue
         config = match.planned.config
         for keys in (("algo", "data", "model"), ("data", "model")):
-            wanted = {key: config[key] for key in keys}
+            wanted = {key: config.get(key) for key in keys}
             alike = [pace for run, pace in known if all(run.manifest["config"].get(k) == v for k, v in wanted.items())]
             if alike:
                 total += median(alike) * config["trainer"]["steps"]

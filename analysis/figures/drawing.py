@@ -58,7 +58,7 @@ def sheet(title: str, rows: int, columns: int, **options: Any) -> tuple[Figure, 
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, size[1] * rows + 1.2), layout="constrained", squeeze=False, **options
     )
-    figure.suptitle(title)
+    figure.suptitle(textwrap.fill(title, int(8.5 * width)))
     return figure, axes
 
 
