@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import open_dict
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from noisyrl.experience import Collector, Experience, Grades, share
@@ -31,9 +32,12 @@ def options(group: str) -> list[str]:
 
 
 def composed(*overrides: str):
-    """The training config, resolved as far as it goes."""
+    """The training config, resolved as far as it goes; without what `launch.resolve` leaves to the sweeps."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", list(overrides))
+        config = compose("train", list(overrides))
+    with open_dict(config):
+        config.pop("seeds")
+    return config
 
 
 def built(group: str, *overrides: str):

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from analysis.plan import expand
-from noisyrl.launch import build, resolve
+from noisyrl.launch import build
 from noisyrl.spec import InputError
 from tests.frame import ROOT, composed, options
 
@@ -34,7 +34,7 @@ def test_every_critic_builds(option):
 
 @pytest.mark.parametrize("option", options("experiment"))
 def test_every_experiment_builds(option):
-    build(resolve(composed(f"experiment={option}")) | {"name": "x"})
+    build(OmegaConf.to_container(composed(f"experiment={option}"), resolve=True) | {"name": "x"})
 
 
 @pytest.mark.parametrize("option", options("launcher"))
