@@ -64,7 +64,7 @@ def sheet(title: str, rows: int, columns: int, **options: Any) -> tuple[Figure, 
 
 def titled(panel: Axes, title: str) -> None:
     """A title that keeps to the width of a panel."""
-    panel.set_title(textwrap.fill(title, 44))
+    panel.set_title(textwrap.fill(title, 44, break_long_words=False))
 
 
 def legend(figure: Figure, axes: Iterable[Axes]) -> None:

@@ -169,10 +169,16 @@ def _apart(part: _Part, others: Sequence[_Part]) -> str:
     chosen: list[str] = []
     while len({_values(leaves, chosen) for leaves in distinct}) < len(distinct):
         chosen.append(max(keys, key=lambda key: len({_values(leaves, [*chosen, key]) for leaves in distinct})))
-    said = [f"{'.'.join(key.split('.')[-2:])}={_value(part.leaves, key)}" for key in chosen]
+    said = [_said(part.leaves, key) for key in chosen]
     if len(chosen) > _MOST:
         return f" [variant {1 + distinct.index(part.leaves)}]"
     return f" [{', '.join(said)}{', ...' if len(keys) > len(chosen) else ''}]"
+
+
+def _said(leaves: Mapping[str, Any], key: str) -> str:
+    """key=value, of the key its last two parts, of a class its own name."""
+    value = str(_value(leaves, key))
+    return f"{'.'.join(key.split('.')[-2:])}={value.rpartition('.')[2] if key.endswith('_target_') else value}"
 
 
 def _values(leaves: Mapping[str, Any], keys: Sequence[str]) -> str:

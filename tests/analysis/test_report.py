@@ -56,7 +56,7 @@ def test_it_says_what_the_store_says(store):
     golden = (DATA / "golden/tiny.html").read_text()
     assert re.search("<table>.*?</table>", golden, re.S).group() in text
     assert re.search(r"<td>tiny</td>\s*<td>8</td>\s*<td>4</td>", text)  # the sweep: planned, finished
-    assert "false negative            2/2  1.000" in text  # the ledger's page
+    assert f"{'false negative':16} {'2/2':>13} {'1.000':>6}" in text  # the ledger's page
     assert "0123456789" in text and "Not drawn: noise_rate: " in text
 
 
