@@ -224,7 +224,8 @@ def _reward_line(run: Run) -> dict[str, str]:
     line["changed"] = _number(noise.get("corrupted_frac"))
     for name in ("clean", "observed"):
         ends = dotted(run.manifest, f"rewards.{name}") or {}
-        line[f"{name} reward"] = f"{_number(ends.get('start'))} → {_number(ends.get('end'))}"
+        said = [_number(ends.get(end)) for end in ("start", "end")]
+        line[f"{name} reward"] = " → ".join(said) if all(said) else ""
     return line
 
 

@@ -22,14 +22,15 @@ STYLE = (
     ".label{text-align:left}thead th{border-bottom:2px solid;cursor:pointer}"
     "tbody tr:nth-child(even){background:#f4f4f4}p{max-width:50em;font-size:.85em;color:#555}"
 )
-# Sorts the rows of a table by a column: numbers by value, labels by name; a second click turns the order round.
+# Sorts a table's rows by a column: numbers by value, labels by name, gaps last; another click turns the order round.
 SORT = """<script>
 document.querySelectorAll("thead th").forEach(head => head.addEventListener("click", () => {
   const i = head.cellIndex, body = head.closest("table").tBodies[0];
   const turn = head.dataset.turn = head.dataset.turn === "1" ? "-1" : "1";
   const key = row => row.cells[i].dataset.v ?? row.cells[i].textContent;
   const order = (a, b) => isNaN(a) || isNaN(b) ? String(a).localeCompare(b) : a - b;
-  [...body.rows].sort((a, b) => turn * order(key(a), key(b))).forEach(row => body.append(row));
+  const gaps = (a, b) => (a === "") - (b === "");
+  [...body.rows].sort((a, b) => gaps(key(a), key(b)) || turn * order(key(a), key(b))).forEach(row => body.append(row));
 }));
 </script>"""
 

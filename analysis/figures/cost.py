@@ -84,7 +84,7 @@ def _bars(panel: Axes, name: str, part: Sequence[tuple[str, pd.DataFrame]]) -> N
         panel.plot(found["time/step_s"], [place] * len(found), ".", color="black", ms=3)
         panel.annotate(f"{total:.2f}", (found["time/step_s"].max(), place), xytext=(5, 0),
                        textcoords="offset points", va="center", fontsize=8)  # fmt: skip
-    panel.set_yticks(places, [textwrap.fill(str(label), 34) for label, _ in part])
+    panel.set_yticks(places, [textwrap.fill(str(label), 45) for label, _ in part], fontsize=8)
     panel.invert_yaxis()
     panel.set_title(name)
     panel.margins(x=0.08)
