@@ -14,7 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from analysis.plan import expand
-from noisyrl.launch import build
+from noisyrl.launch import build, resolve
+from noisyrl.records import config_hash
 from noisyrl.spec import InputError
 from tests.frame import ROOT, composed, options
 
@@ -50,6 +51,9 @@ def test_every_sweep_is_a_multirun_of_known_keys(file, tier):
     assert yaml.safe_load(file.read_text())["hydra"]["mode"] == "MULTIRUN"
     planned = expand(file, ROOT / "conf", tier)
     assert len({(each.cell_id, each.seed) for each in planned}) == len(planned)
+    for each in planned[:: max(1, len(planned) // 4)]:  # the cell is that of any of its seeds
+        moved = resolve(composed(f"tier={tier}", *(f"{k}={v}" for k, v in (dict(each.values) | {"seed": 7}).items())))
+        assert config_hash(moved)[:12] == each.cell_id
     for config in {each.cell_id: each.config for each in planned}.values():
         build(config | {"name": "x"})
 

@@ -138,6 +138,8 @@ def test_seeds_share_a_cell_and_nothing_else_does():
     assert config_hash(CONFIG | {"algo": {"lr": 2.0}}) != config_hash(CONFIG)
     chains = [CONFIG | {"seed": seed, "noise": {"first": {"rate": 0.1, "seed": seed}}} for seed in (3, 4)]
     assert config_hash(chains[0]) == config_hash(chains[1])
+    worlds = [CONFIG | {"seed": seed, "noise": {}, "model": {"seed": 0}} for seed in (0, 1)]
+    assert config_hash(worlds[0]) == config_hash(worlds[1])  # a model's own seed is no run's
 
 
 def test_a_run_is_known_by_its_config_whatever_it_is_called(tmp_path):

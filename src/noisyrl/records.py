@@ -161,13 +161,17 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def seedless(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`comparable(config)` without the run's seed, and without the seeds of its parts that are the run's own."""
+    """`comparable(config)` without the run's seed, nor those of its noise and correction that are the run's own.
+
+    Other parts have seeds of their own, such as the model's warm start, which may happen to be the same number.
+    """
 
     def without(tree: Mapping[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in tree.items() if key != "seed" or value != config.get("seed")}
         return {key: without(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
-    return without(comparable(config))
+    kept = {key: value for key, value in comparable(config).items() if key != "seed"}
+    return {key: without(value) if key in ("noise", "correction") else value for key, value in kept.items()}
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
