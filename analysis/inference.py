@@ -120,7 +120,7 @@ def detectable(seeds: int, level: float = LEVEL) -> float:
 def seeds_needed(effect: float, spread: float, level: float = LEVEL) -> int | None:
     """Fewest seeds with which `effect` is found in 80 % of all cases; None = more than 1000."""
     if spread == 0:
-        return _FEWEST
+        return _FEWEST if effect else None
     return next((n for n in range(_FEWEST, 1001) if detectable(n, level) * spread <= abs(effect)), None)
 
 
