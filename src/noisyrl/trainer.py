@@ -30,7 +30,7 @@ from noisyrl.spec import Count, Natural, NonNegative, Positive, spec
 from noisyrl.tasks.base import batch as draw_prompts
 from noisyrl.types import Batch, Credit, Loss, rows
 
-# Share of the reward range within which a quantile counts as equal to an outcome: the calibrated critic's kappa.
+# Share of the reward range within which a quantile counts as equal to an outcome; below the calibrated critic's kappa.
 _TOLERANCE = 0.05
 
 

@@ -48,7 +48,7 @@ class DVPO(PPO):
     """comonotone = equal ranks are paired (the paper's eq. 2); mixture = law of the lambda-return; mc = the return."""
     tau_grid: Literal["midpoint", "right"] = "midpoint"
     """Levels (2j - 1) / 2M, or j / M, which is biased and there for parity only."""
-    kappa: NonNegative | None = 0.05
+    kappa: NonNegative | None = 0.08
     """Huber threshold as a share of the observed reward range; null = squared errors, 0 = the pinball loss."""
     divide_by_kappa: bool = True
     """Divide the quantile losses by kappa, so that they tend to the pinball loss."""
