@@ -98,7 +98,8 @@ def test_power_is_what_detectable_says():
 
 
 def test_seeds_needed():
-    assert seeds_needed(1.7, 1) == 5 and seeds_needed(1e-9, 1) is None and seeds_needed(0.1, 0) == 3 and seeds_needed(0, 0) is None
+    assert seeds_needed(1.7, 1) == 5 and seeds_needed(1e-9, 1) is None
+    assert seeds_needed(0.1, 0) == 3 and seeds_needed(0, 0) is None
 
 
 def test_small_summaries():
