@@ -110,7 +110,13 @@ def test_responses_that_could_not_be_scored_leave_the_batch():
     metrics = describe(experience)
     assert metrics["rollout/unscored_frac"] == 1 / 16 and metrics["reward/clean_mean"] == pytest.approx(3 / 15)
     nothing = loop.collector.annotate(rollout, Grades(torch.full((16,), float("nan"), dtype=torch.float64)), 0)
-    assert describe(nothing) == {"rollout/unscored_frac": 1.0, "noise/left_out_frac": 0.0}
+    assert describe(nothing) == {
+        "rollout/unscored_frac": 1.0,
+        "noise/left_out_frac": 0.0,
+        "rollout/error_count": 16.0,
+        "rollout/timeout_count": 0.0,
+        "rollout/truncated_count": 0.0,
+    }
 
 
 def test_the_data_stream_is_a_function_of_seed_and_step():

@@ -39,7 +39,7 @@ class JsonlTask(Task):
     """File of held-out rows (split "test")."""
     ood_path: str | None = None
     """File of held-out rows of another kind (split "ood")."""
-    grader: Literal["math", "rounded", "letter", "exact"] = "math"
+    grader: Literal["rounded", "math", "letter", "exact"] = "math"
     """Rule for rows that name none: tasks/graders.py."""
     prompt_key: str = "prompt"
     """Key of the question; rows with "messages" do not need it."""
