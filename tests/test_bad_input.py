@@ -64,6 +64,26 @@ def test_wrong_options(say, words, expected):
 
 
 @pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["noise=gaussian", "correction=backward0.3"], ["correction=backward needs rewards 0 or 1", "-2 to 3"]),
+        (
+            ["noise=chain", "noise@noise.first=length", "noise@noise.second=flip0.3"],
+            ["noise=chain, slot second", "noise=flip needs rewards 0 or 1", "give it an earlier slot"],
+        ),
+        (["noise=adversarial", "noise.budget=0.05"], ["noise.budget=0.05", "rollout.samples=8", "0.125"]),
+        (["noise=reward_model", "noise.path=nowhere"], ["nowhere is no reward model", "src/reward_model.py"]),
+        (["eval=hub", "eval.hub=[math500]"], ["no data files in data/math500", "hf download"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
+)
+def test_parts_that_do_not_go_together_leave_no_folder(say, tmp_path, words, expected):
+    said = say(*words)
+    assert all(part in said for part in expected), said
+    assert not (tmp_path / "runs").exists() or not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.parametrize(
     ("content", "expected"),
     [
         ('{"prompt": "a", "answer": "1"}\n{"prompt": "b", "answer"\n', ["data.jsonl:2", "JSON"]),

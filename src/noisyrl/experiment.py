@@ -35,7 +35,7 @@ from noisyrl.spec import InputError, Natural, spec
 from noisyrl.tasks.base import Task
 from noisyrl.tasks.base import batch as draw_prompts
 from noisyrl.trainer import Loop, Trainer
-from noisyrl.types import Prompt
+from noisyrl.types import Prompt, Range
 
 
 @spec
@@ -103,13 +103,16 @@ class Experiment:
         if self.rollout.temperature == 0:
             raise InputError("rollout.temperature=0 makes all samples of a prompt alike: set it above 0 for training")
         self.algo.check(self.rollout.samples)
+        self.noise.check(self.rollout.samples, Range())
         self.correction.check(self.algo)
+        self.correction.check_rewards(self.noise.observed_range(Range()))
         pool = len(self.data.prompts("train"))
         if pool < self.trainer.prompts:
             raise InputError(
                 f"data has {pool} training prompts, fewer than one step takes: set trainer.prompts={pool} or less"
             )
         self.model.check(self.data)
+        self.eval.benchmarks(self.data)  # a public one whose files are missing
 
     def _open(self, folder: RunFolder, accelerator: Accelerator, choices: Mapping[str, str]) -> str:
         state = [""]

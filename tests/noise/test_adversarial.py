@@ -10,7 +10,7 @@ import torch
 from noisyrl.noise.adversarial import Adversarial
 from noisyrl.ops.advantages import group_relative
 from noisyrl.spec import InputError
-from noisyrl.types import rows
+from noisyrl.types import Range, rows
 from tests.frame import made_up_rollout
 from tests.noise.bounds import CLEAN, ROLLOUT, group
 
@@ -78,8 +78,9 @@ def test_groups_need_not_lie_side_by_side():
 def test_a_budget_that_buys_nothing_is_refused():
     setting = SimpleNamespace(sampler=SimpleNamespace(samples=8))
     with pytest.raises(InputError, match=r"noise.budget=0.1 buys no flip in a group of rollout.samples=8.*0.125"):
-        Adversarial(budget=0.1).prepare(setting)
+        Adversarial(budget=0.1).check(8, Range())
     for ready in (Adversarial(budget=0.125), Adversarial(budget=0.1, scope="step"), Adversarial(budget=0.0)):
+        ready.check(8, Range())
         assert ready.prepare(setting) is ready
 
 

@@ -110,7 +110,7 @@ def test_preparation_reaches_every_member():
     twice = Chain(first=Flip(rate=0.3), second=Flip(rate=0.3))
     assert not ready.needs_setting and torch.equal(ready(CLEAN, ROLLOUT, 0), twice(CLEAN, ROLLOUT, 0) + 100)
     with pytest.raises(InputError, match="buys no flip"):
-        Chain(first=Adversarial(budget=0.01)).prepare(SimpleNamespace(sampler=SimpleNamespace(samples=8)))
+        Chain(first=Adversarial(budget=0.01)).check(8, Range())
 
 
 def test_only_the_last_pays_early():
@@ -129,6 +129,9 @@ def test_what_cannot_work_is_refused():
         Chain(first=Flip(rate=0.1), seed=3)
     with pytest.raises(InputError, match="slot second: noise=flip needs rewards 0 or 1.*or give it an earlier slot"):
         Chain(first=Gaussian(sd=1.0), second=Flip(rate=0.1))(CLEAN, ROLLOUT, 0)
+    with pytest.raises(InputError, match="slot second: noise=flip needs rewards 0 or 1.*or give it an earlier slot"):
+        Chain(first=Gaussian(sd=1.0), second=Flip(rate=0.1)).check(8, Range())
+    Chain(first=Flip(rate=0.1), second=Gaussian(sd=1.0)).check(8, Range())
 
 
 def test_slots_are_set_from_the_command_line():

@@ -43,6 +43,9 @@ class Correction(ABC):
     def check(self, algo: Algorithm) -> None:  # noqa: B027 - most corrections go with everything
         """InputError: the algorithm, as it is set, loses something under this correction."""
 
+    def check_rewards(self, observed: Range) -> None:  # noqa: B027 - none takes them as they are
+        """InputError: it cannot work on observed rewards that lie in `observed`."""
+
     def metrics(self, memory: Mapping[str, float]) -> dict[str, float]:
         """What is logged at every step, by metric name."""
         return {}

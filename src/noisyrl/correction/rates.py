@@ -18,7 +18,7 @@ from torch import Tensor
 from noisyrl import rng
 from noisyrl.correction.base import Correction, binary
 from noisyrl.spec import Fraction, InputError, Positive, spec
-from noisyrl.types import Rollout
+from noisyrl.types import Range, Rollout
 
 _PRIOR_ERRORS = 0.5
 _PRIOR_SAMPLES = 5.0
@@ -43,6 +43,14 @@ class KnowsMisses(Correction):
             )
         if self.false_negative == 1:
             raise InputError(f"correction={self.name}: correction.false_negative=1 leaves no signal: set it below 1")
+
+    def check_rewards(self, observed: Range) -> None:
+        """InputError: they are not 0 or 1, so there are no error rates."""
+        if observed != Range():
+            raise InputError(
+                f"correction={self.name} needs rewards 0 or 1, but the noise makes them {observed.low:g} to "
+                f"{observed.high:g}: set correction=none, or a noise that leaves rewards 0 or 1, such as noise=flip"
+            )
 
     @property
     def given(self) -> Mapping[str, float | None]:

@@ -14,9 +14,9 @@ from typing import Literal
 from torch import Tensor
 
 from noisyrl import rng
-from noisyrl.noise.base import Noise, Setting, binary
+from noisyrl.noise.base import Noise, binary
 from noisyrl.spec import Fraction, InputError, spec
-from noisyrl.types import Rollout
+from noisyrl.types import Range, Rollout
 
 
 @spec
@@ -25,6 +25,8 @@ class Adversarial(Noise):
 
     In a group with fewer of one outcome than the budget buys, the alignment falls to 0 or below.
     """
+
+    needs_binary = True
 
     budget: Fraction
     """Share of the samples that are flipped."""
@@ -54,15 +56,14 @@ class Adversarial(Noise):
                 observed_B[row] = 1 - observed_B[row]
         return observed_B
 
-    def prepare(self, setting: Setting) -> Noise:
-        """InputError: the budget buys no flip at all."""
-        samples = setting.sampler.samples
+    def check(self, samples: int, given: Range) -> None:
+        """InputError: the budget buys no flip at all, or rewards are not 0 or 1."""
+        super().check(samples, given)
         if self.scope == "group" and self.budget > 0 and self._flips(samples) == 0:
             raise InputError(
                 f"noise.budget={self.budget:g} buys no flip in a group of rollout.samples={samples}: set it to "
                 f"{1 / samples:g} or more, or set noise.scope=step"
             )
-        return self
 
     def describe(self) -> str:
         line = (

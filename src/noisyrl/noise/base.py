@@ -46,6 +46,7 @@ class Noise(ABC):
     """What `noise=` configures."""
 
     needs_setting: ClassVar[bool] = False  # whether it can be called only after `prepare`
+    needs_binary: ClassVar[bool] = False  # whether it refuses rewards other than 0 and 1
     pays_early: ClassVar[bool] = False  # whether `early_rewards` may be something
 
     seed: Natural = 0
@@ -57,6 +58,14 @@ class Noise(ABC):
 
         `reward_B` is left as it is; rows may be any subset, in any order. ValueError: rewards it cannot work on.
         """
+
+    def check(self, samples: int, given: Range) -> None:
+        """InputError: it cannot work with `samples` responses per prompt, or on rewards that lie in `given`.
+
+        What this cannot foresee, graded rewards in [0, 1], is refused when it is met.
+        """
+        if self.needs_binary and given != Range():
+            raise InputError(f"noise={self.name} needs rewards 0 or 1, got {given.low:g} to {given.high:g}")
 
     def prepare(self, setting: Setting) -> Noise:
         """The noise made ready for one run; most models are ready as they are."""

@@ -92,6 +92,15 @@ class Chain(Noise):
                 names[row] += [cause] if cause else []
         return observed_B, ["+".join(changed) for changed in names]
 
+    def check(self, samples: int, given: Range) -> None:
+        """InputError: a member cannot work on what those before it leave."""
+        for slot, noise in self.noises.items():
+            try:
+                noise.check(samples, given)
+            except InputError as error:
+                raise InputError(f"noise=chain, slot {slot}: {error}, or give it an earlier slot") from error
+            given = noise.observed_range(given)
+
     def prepare(self, setting: Setting) -> Noise:
         ready: dict[str, Any] = {slot: noise.prepare(setting) for slot, noise in self.noises.items()}
         return replace(self, **ready)

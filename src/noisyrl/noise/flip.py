@@ -18,6 +18,8 @@ from noisyrl.types import Rollout
 class Flip(KeyedNoise):
     """Symmetric flips of a binary reward: E[observed] = (1 - 2 rate) clean + rate."""
 
+    needs_binary = True
+
     rate: Fraction
     """Probability that a unit is flipped. At .5 no signal is left; above it the signal points the wrong way."""
 

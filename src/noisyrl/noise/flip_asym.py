@@ -21,6 +21,8 @@ class FlipAsym(KeyedNoise):
     The expected mean-centred advantage is J times the clean one, for every group size.
     """
 
+    needs_binary = True
+
     false_positive: Fraction
     """FPR, probability that a wrong response is paid 1."""
     false_negative: Fraction
