@@ -27,7 +27,7 @@ def draw(groups: Sequence[Group]) -> Drawn:
     methods, settings = largest_block(found)
     if not methods:
         raise Nothing("no two algorithms have scored runs with the same data and noise")
-    look = styles(methods)
+    look = styles(group.method for group in groups)
     wide = max(4.4, 2 + 0.6 * len(methods))
     figure, axes = sheet("Algorithms over all settings they share", 1, 2, size=(wide, wide - 1.1))
     rows = []

@@ -132,7 +132,7 @@ def draw(course: Course, groups: Sequence[Group], x: str = STEPS) -> Drawn:
         raise Nothing(course.missing)
     rows = [row for row in course.rows if any(_has(group, row.metric) for group in shown)]
     lines = {(group, row): _line(group, row.metric, x) for group in shown for row in rows}
-    look = styles(group.method for group in shown)
+    look = styles(group.method for group in groups)
     columns = [
         (setting if len(found) <= _LINES else f"{setting} ({number})", part)
         for setting, found in by_setting(shown).items()

@@ -40,7 +40,7 @@ class Drawn:
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour, dashes and marker of each name; the same for the same names."""
+    """Colour, dashes and marker of each name. Given all names of a store, a method looks alike in all its figures."""
     return {
         name: {
             "color": _COLOURS[i % len(_COLOURS)],

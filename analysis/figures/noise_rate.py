@@ -37,7 +37,7 @@ def draw(groups: Sequence[Group]) -> Drawn:
     points = [point for point in points if len(rates[point.panel, point.group.method]) > 1]
     if not points:
         raise Nothing("no method has scored runs at two flip rates (noise=none,flip0.3 and so on)")
-    look = styles(point.group.method for point in points)
+    look = styles(group.method for group in groups)
     panels = list(dict.fromkeys(point.panel for point in points))
     pages = []
     for part in chunks(panels, 3):
