@@ -8,16 +8,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from noisyrl.spec import InputError
 from noisyrl.tasks.base import Task
 from noisyrl.types import Grade, Prompt
 
 
-class GraderTimeout(Exception):
-    """Grading took longer than allowed."""
+class GraderTimeout(BaseException):
+    """Grading took longer than allowed. No `except Exception` of a grader swallows it."""
 
 
 def graded(task: Task, prompt: Prompt, turns: Sequence[str], seconds: float) -> Grade:
     """`task.grade(prompt, turns)`; status "timeout" after `seconds`, "error" if it raises (the first one warns).
+
+    InputError goes through: what the user has to mend would fail on every response.
 
     The clock interrupts Python code and calls that yield to signals. Graders that may hang inside C, as Math-Verify
     does, run in a process of their own and are killed there (`verify.py`). Outside the main thread there is no clock.
@@ -27,6 +30,8 @@ def graded(task: Task, prompt: Prompt, turns: Sequence[str], seconds: float) -> 
             return task.grade(prompt, turns)
     except GraderTimeout:
         return Grade(None, "timeout")
+    except InputError:
+        raise
     except Exception as error:
         warnings.warn(f"the grader failed on {prompt.uid}: {type(error).__name__}: {error}", stacklevel=2)
         return Grade(None, "error")

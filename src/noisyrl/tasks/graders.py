@@ -13,6 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Protocol, runtime_checkable
 
+from noisyrl.spec import InputError
 from noisyrl.tasks.verify import VerifyCrash, VerifyTimeout, equivalent
 from noisyrl.types import Grade, Prompt
 
@@ -47,6 +48,8 @@ def math(text: str, answer: str) -> Grade:
         return Grade(None, "timeout", found)
     except VerifyCrash:
         return Grade(None, "error", found)
+    except RuntimeError as error:  # Math-Verify cannot be imported: no answer could be judged, so nothing is
+        raise InputError(str(error)) from error
 
 
 def letter(text: str, answer: str) -> Grade:
