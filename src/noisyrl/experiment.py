@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +106,7 @@ class Experiment:
 
     def _check(self, accelerator: Accelerator) -> None:
         """Everything that can be refused before a model is loaded."""
+        self.logger.check()
         kind = accelerator.distributed_type
         if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
             raise InputError(
@@ -159,6 +161,7 @@ class _Session:
         with accelerator.main_process_first():  # one process makes what is cached, the others find it
             self.lm = experiment.model.load(experiment.data)
         self.loop = self._build()
+        self.probed = self._probe_prompts()
 
     def _build(self) -> Loop:
         e, device = self.experiment, self.accelerator.device
@@ -292,12 +295,30 @@ class _Session:
             ) from error
 
     def _probe(self, step: int) -> None:
-        """Saves what the critic says of the probe prompts, where there is a critic."""
+        """Saves what the critic says of the probe prompts, where there is a critic, and what they are worth."""
         if not self.loop.has_critic:
             return
-        arrays = probes.snapshot(self.loop.collector.agent, self.lm, probes.choose(self.experiment.data))
+        e, collector = self.experiment, self.loop.collector
+        arrays = probes.snapshot(collector.agent, self.lm, self.probed, thinking=e.rollout.enable_thinking)
+        if e.trainer.probe_continuations:
+            # No more rows at once than in training: a run that fits into memory still does.
+            rows = e.trainer.prompts // self.accelerator.num_processes * e.rollout.samples
+            batch_rows = min(rows, e.rollout.batch_rows)
+            sampler = replace(e.rollout, samples=e.trainer.probe_continuations, batch_rows=batch_rows)
+            memory = self.loop.progress.correction
+            arrays |= probes.continuations(collector, self.probed, sampler, step=step, memory=memory)
         if self.main:
             probes.write(self.folder.path / f"probes/step_{step:06d}.npz", arrays)
+
+    def _probe_prompts(self) -> Sequence[Prompt]:
+        """InputError: the model's context has no room for a response to one of them."""
+        e = self.experiment
+        if not self.loop.has_critic:
+            return ()
+        chosen = probes.choose(e.data, e.noise, draw_prompts(self.loop.prompts, 0, e.trainer.prompts, e.seed))
+        if e.trainer.probe_continuations:
+            check_context(e, self.lm, chosen)
+        return chosen
 
     def _evaluate(self, step: int, label: str | None) -> None:
         """Scores the policy on the main process; `label` names the scores in the manifest."""
@@ -357,7 +378,7 @@ def prepared_noise(
     )
 
 
-def check_context(experiment: Experiment, lm: LanguageModel, prompts: list) -> None:
+def check_context(experiment: Experiment, lm: LanguageModel, prompts: Sequence[Prompt]) -> None:
     """InputError: a prompt and a full response do not fit the model's context."""
     room = lm.max_context - experiment.rollout.max_tokens
     for prompt in prompts:

@@ -31,7 +31,7 @@ from noisyrl.tasks.base import batch as draw_prompts
 from noisyrl.types import Batch, Credit, Loss, rows
 
 # Share of the reward range within which a quantile counts as equal to an outcome; below the calibrated critic's kappa.
-_TOLERANCE = 0.05
+TOLERANCE = 0.05
 
 
 @spec
@@ -62,6 +62,8 @@ class Trainer:
     """Checkpoints kept."""
     store_rollouts_every: Natural = 20
     """Steps between stored rollouts, which `src/probe.py` scores again; 0 = none."""
+    probe_continuations: Natural = 32
+    """Responses to each probe prompt at every checkpoint, whose returns the critic is judged by; 0 = none."""
     threads: Natural = 1
     """CPU threads per process; 0 = torch's choice. Fixed because it decides rounding: a run must give the same bytes
     alone and beside others."""
@@ -307,7 +309,7 @@ def describe_critic(batch: Batch, clean_B: Tensor) -> dict[str, float]:
         "critic/explained_variance_clean": explained_variance(clean_B[:, None].expand_as(value_BT), value_BT, mask_BT),
         "critic/correlation_clean": correlation(value_N, clean_N),
         "critic/bias": float((value_N - observed_N).mean()),
-        **batch.value.diagnostics(reward_B, mask_BT, _TOLERANCE * batch.reward_range.width),
+        **batch.value.diagnostics(reward_B, mask_BT, TOLERANCE * batch.reward_range.width),
     }
 
 

@@ -284,19 +284,28 @@ def crossing_rate(quantiles_M: Tensor) -> Tensor:
 def coverage_error(quantiles_NM: Tensor, outcome_N: Tensor, tau_M: Tensor, *, tolerance: float = 0.0) -> Tensor:
     """How far the levels are from what the quantiles cover, a scalar in [0, 1]: the mean over quantiles.
 
+    tau_M  [M] float; other arguments as in `coverage`
+
+    A right quantile of a discrete law lies on an atom, so quantile j is right when tau_j lies between what `coverage`
+    says of it; else its error is the distance to that interval. ValueError: no outcome.
+    """
+    below_M, upto_M = coverage(quantiles_NM, outcome_N, tolerance=tolerance)
+    return ((below_M - tau_M).clamp(min=0) + (tau_M - upto_M).clamp(min=0)).mean().to(quantiles_NM.dtype)
+
+
+def coverage(quantiles_NM: Tensor, outcome_N: Tensor, *, tolerance: float = 0.0) -> tuple[Tensor, Tensor]:
+    """What each quantile covers: shares of outcomes below it and up to it, both [M] float64.
+
     quantiles_NM  [N, M] float   prediction for each outcome
     outcome_N     [N] float
-    tau_M         [M] float
     tolerance     in units of value: a quantile this close to an outcome counts as lying on it
 
-    A right quantile of a discrete law lies on an atom, so quantile j is right when tau_j is in
-    [P(Y < quantile_j - tolerance), P(Y <= quantile_j + tolerance)]; else its error is the distance to that interval.
-    ValueError: no outcome.
+    P(Y < quantile_j - tolerance) and P(Y <= quantile_j + tolerance). ValueError: no outcome.
     """
     outcome_N1 = _outcomes(outcome_N, quantiles_NM)
     below_M = (quantiles_NM - tolerance).gt_(outcome_N1).mean(0, dtype=torch.float64)
     upto_M = (quantiles_NM + tolerance).ge_(outcome_N1).mean(0, dtype=torch.float64)
-    return ((below_M - tau_M).clamp(min=0) + (tau_M - upto_M).clamp(min=0)).mean().to(quantiles_NM.dtype)
+    return below_M, upto_M
 
 
 def pit_histogram(quantiles_NM: Tensor, outcome_N: Tensor, *, bins: int = 10, tolerance: float = 0.0) -> Tensor:
