@@ -50,7 +50,7 @@ def test_they_are_asked_beside_the_runs_own(lm, root, occasion, monkeypatch):
     assert scores["toy/acc"] == scores["hub_math500/acc"] == 1 and 0 < scores["hub_gpqa_diamond/acc"] < 1
     (folder,) = occasion["out_dir"].iterdir()
     rows = {row["benchmark"]: row for row in store.read_aggregate(folder)}
-    assert [rows[name]["scorer_version"] for name in said] == ["1", "math@v2", "letter@v2"]
+    assert [rows[name]["scorer_version"] for name in said] == ["1", "math@v3", "letter@v3"]
     assert {text["benchmark"] for text in store.read_texts(folder)} == {"toy", "hub_math500"}
     # Gated answers keep their scores while their rule stays as it is; they cannot be graded by another one.
     assert regrade.regrade(folder, Toy()).after == folder

@@ -48,7 +48,7 @@ def test_free_answers(root, name):
     task = HubTask(name=name, root=root)
     (prompt,) = task.prompts("test")
     question = ROWS[name][0].get("problem") or ROWS[name][0]["question"]
-    rule = {"minerva": "rounded@v2", "simpleqa": "freetext@v1"}.get(name, "math@v2")
+    rule = {"minerva": "rounded@v3", "simpleqa": "freetext@v2"}.get(name, "math@v3")
     asked = f"{question}\n\n{INSTRUCTIONS[rule.partition('@')[0]]}"
     assert prompt.messages == ({"role": "user", "content": asked},)
     assert prompt.task == f"hub_{name}" and prompt.uid.startswith(f"hub:{name}:")
@@ -89,7 +89,7 @@ def test_gpqa_without_its_options(root):
     prompt = task.prompts("test")[0]
     assert prompt.messages[0]["content"] == f"Which element 0?\n\n{INSTRUCTIONS['freetext']}"
     assert [task.grade(prompt, [said]).score for said in ("Answer: kalium", "Answer: Na")] == [1, 0]
-    assert task.gated and task.graded_by(prompt) == "freetext@v1"
+    assert task.gated and task.graded_by(prompt) == "freetext@v2"
 
 
 def test_hle_is_graded_by_type_and_leaves_pictures_out(root):
@@ -97,12 +97,12 @@ def test_hle_is_graded_by_type_and_leaves_pictures_out(root):
     prompts = task.prompts("test")
     assert [prompt.uid for prompt in prompts] == ["hub:hle_text:h0", "hub:hle_text:h1", "hub:hle_text:h3"]
     # A choice whose answer is no letter is compared as a text.
-    assert [task.graded_by(prompt) for prompt in prompts] == ["letter@v2", "freetext@v1", "freetext@v1"]
+    assert [task.graded_by(prompt) for prompt in prompts] == ["letter@v3", "freetext@v2", "freetext@v2"]
     said = (("Answer: B", "Answer: A"), ("Answer: 0.5", "Answer: 0.6"), ("Answer: Both", "Answer: one"))
     for prompt, pair in zip(prompts, said, strict=True):
         assert [task.grade(prompt, [text]).score for text in pair] == [1, 0]
     (found,) = benchmarks.find(task, ("test",))
-    assert found.graders == ("freetext@v1", "letter@v2") and found.gated
+    assert found.graders == ("freetext@v2", "letter@v3") and found.gated
 
 
 def test_supergpqa_asks_held_out_subfields_only(root):

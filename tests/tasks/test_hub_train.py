@@ -37,7 +37,7 @@ def test_light_r1(root):
     question = LIGHT_R1[3]["conversations"][0]["value"]
     assert prompts[3].messages == ({"role": "user", "content": f"{question}\n\n{INSTRUCTIONS['math']}"},)
     # The box in the thoughts is not the answer.
-    assert prompts[3].answer == "6" and task.graded_by(prompts[3]) == "math@v2"
+    assert prompts[3].answer == "6" and task.graded_by(prompts[3]) == "math@v3"
     assert [task.grade(prompts[3], [said]).score for said in (r"\boxed{6.0}", r"\boxed{0}")] == [1, 0]
     assert prompts[3].uid.startswith("jsonl:train:light_r1:")
 
@@ -60,7 +60,7 @@ def test_supergpqa_trains_on_no_subfield_that_is_tested(root):
     assert trained and tested and not trained & held_out and report["held_out"] == len(held_out)
     assert not {prompt.domain for prompt in tested} & {prompt.domain for prompt in task.prompts("train")}
     letters = Counter(prompt.answer for prompt in task.prompts("train"))
-    assert set(letters) == set("ABC") and task.graded_by(task.prompts("train")[0]) == "letter@v2"
+    assert set(letters) == set("ABC") and task.graded_by(task.prompts("train")[0]) == "letter@v3"
     for prompt in task.prompts("train")[:20]:
         assert f"\n{prompt.answer}) two\n" in prompt.messages[0]["content"]
 

@@ -24,15 +24,47 @@ _ANSWER_LINE = re.compile(r"^[ \t*_#>-]*(?:the |final |correct )*answer(?: is)?[
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{([^{}]*)\}")
 _OPENING = re.compile(r"^(?:(?:option|choice)\b|[:\s(\[{<\"'`“‘])+", re.I)
 # One letter, then nothing, or what may follow a letter before the option's text: "C. Paris", "C - Paris", "C (Paris)".
-_LETTER = re.compile(r"([A-Za-z])(?:$|[)\]}>.:,;!\"'`”’]+(?![A-Za-z0-9])|\s*<\||\s+[-–—]\s|\s+\()")
-_ANOTHER = re.compile(r"[\s).:,;]*(?:and\b|or\b|[/&,+])[\s(]*[A-Z]\b")
-_ABOUT = re.compile(r"^\s*(?:\\approx|\\simeq|\\text\s*\{\s*(?:about|approximately)\s*\})(?![A-Za-z])")
-_AND_OR = re.compile(r"\\text\s*\{\s*(?:and|or)\s*\}")
-# \text{ m/s}^2, \mathrm{C} at the end of an answer that begins with a number.
-_UNIT = re.compile(
-    r"(?<=[\d}])(?:\\[,;:! ]|~|\s)*"
-    r"(?:\\(?:text|mathrm|textbf)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?(?:\\[,;:! ]|~|\s|/|\\cdot)*)+$"
+_LETTER = re.compile(r"([A-Za-z])(?:$|[)\]}>]|[.:,;!\"'`”’]+(?![A-Za-z0-9])|\s*<\||\s+[-–—]\s|\s+\()")
+# What follows the letter is a second option: "C or D", "c, d", "(C)(D)"; not so "C, a city", "C. A city", "C, I think".
+_ANOTHER = re.compile(
+    r"[\s).:,;(\[]*(?:and\b|or\b|nor\b|[/&,;+])[\s(\[]*(?:[A-HJ-Z]\b|[A-Ja-j](?=\s*(?:$|[)\].,;:/&+]|and\b|or\b)))"
+    r"|[\s).:,;(\[]*[A-Ja-j][)\]]"
 )
+_STYLED = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt)?|mbox|emph|boldsymbol|bm|math(?:rm|bf|it|sf|tt|normal))\s*\{((?:[^{}\\]|\\[$%&#])*)\}"
+)
+_BOLD = re.compile(r"\\(?:boldsymbol|bm|mathbf)\s*\{")  # of formulas; what is set as text stays text for Math-Verify
+_ABOUT = re.compile(
+    r"^\s*(?:\\(?:approx|simeq)(?![A-Za-z])|\\text\s*\{\s*(?:about|approximately)\s*\}"
+    r"|(?:\\text\s*\{\s*)?(?:the )?(?:final )?answer(?: is)?\s*:?\s*(?:\}|:)\s*)",
+    re.I,
+)
+_AND_OR = re.compile(r"\\text\s*\{\s*(?:and|or)\s*\}")
+_BLANK = r"(?:(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~|\s)"
+_BLANKS = re.compile(rf"{_BLANK}+")
+_APART = re.compile(r"(?<![\d^_.])\d[\d.]* \d")  # 1 2, which is neither 12 nor a product
+# \text{ m/s}^2, \mathrm{C} or a plain m/s^2 at the end of an answer that begins with a number.
+_SYMBOL = (
+    r"(?:(?:[kMGTmnµμ]?(?:m|s|g|J|eV|W|V|A|C|K|N|Hz|Pa|L|T|F|mol|pc|rad)|cm|min|h|hr|deg|erg|AU|ly|yrs?)(?![A-Za-z])"
+    r"|(?:degree|second|minute|hour|day|year)s?(?![A-Za-z]))"
+)
+_POWER = r"(?:\^\{?-?\d\}?)?"
+_UNIT = re.compile(
+    rf"(?<=[\d}}]){_BLANK}*(?:\\(?:text|mathrm|textbf)\s*\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}{_POWER}"
+    rf"(?:{_BLANK}|/|\\cdot)*|(?<![A-Za-z]){_SYMBOL}{_POWER}(?:{_BLANK}|[/*]|\\cdot)*)+$"
+)
+_NAMED = re.compile(r"^[A-Za-z\\][\w\\{} ,'()]*(?:=|\\(?:approx|simeq|sim)(?![A-Za-z]))")
+# Signs of a keyboard or a word processor, and the LaTeX they stand for.
+_DASHES = dict.fromkeys(map(ord, "−–‐‑‒"), "-")
+_SIGNS = _DASHES | str.maketrans(
+    {
+        "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "⁄": "/", "∞": r"\infty ", "°": r"^\circ ",
+        "π": r"\pi ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∅": r"\emptyset ",
+        "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}",
+        "ℕ": r"\mathbb{N}", "ℂ": r"\mathbb{C}", "\u200b": "", "\u2060": "", "\ufeff": "",
+    }
+)  # fmt: skip
+_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "₀₁₂₃₄₅₆₇₈₉"
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH = (
     r"(?P<month>jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?"
@@ -49,11 +81,12 @@ _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_COUNTED)}
 # What stands in formulas and names of things where every sign counts: C++, x^2, a/b, H_2O.
 _FORMULA = re.compile(r"[\\^_=<>+*/|#{}\[\]]|\d-|(?<=[a-z])\(")
 _TINY = Fraction(1, 1000)
+_LAYERS = 4  # around a formula: $, bold, a full stop; nobody writes more
 _NUMERAL = re.compile(r"(\d[\dA-Fa-f]*)(?:_\{?(\d+)\}?)?")
 
 
 def math(text: str, answer: str) -> Grade:
-    r"""math@v2: the last `\boxed{...}` against `answer` (LaTeX, with or without $ or \boxed).
+    r"""math@v3: the last `\boxed{...}` against `answer` (LaTeX, with or without $ or \boxed).
 
     The last box alone counts, and must be closed and not empty. Integers, fractions, equal strings, percentages (50 %
     is 50 and 0.5: golds say it either way) and numerals with a base (which the question may give instead) are decided
@@ -73,7 +106,7 @@ def math(text: str, answer: str) -> Grade:
 
 
 def letter(text: str, answer: str) -> Grade:
-    r"""letter@v2: the option named by the last line `Answer: X`, else by the last `\boxed{X}`; case is ignored.
+    r"""letter@v3: the option named by the last line `Answer: X`, else by the last `\boxed{X}`; case is ignored.
 
     ValueError: `answer` is not one letter.
     """
@@ -98,7 +131,7 @@ def exact(text: str, answer: str) -> Grade:
 
 
 def freetext(text: str, answer: str) -> Grade:
-    r"""freetext@v1: the text after the last line `Answer:`, else the last `\boxed{...}`, else the whole text.
+    r"""freetext@v2: the text after the last line `Answer:`, else the last `\boxed{...}`, else the whole text.
 
     More forgiving than `exact`: a number, a date or a formula may be spelt in any usual way (1,234; 20 July 1969;
     \frac12), and in words neither articles, accents nor punctuation count. What is not the gold in other clothes is
@@ -111,10 +144,10 @@ def freetext(text: str, answer: str) -> Grade:
 
 
 def rounded(text: str, answer: str) -> Grade:
-    """rounded@v2: as `math`, but two numbers need only agree to 1 %: golds of physics questions are rounded.
+    """rounded@v3: as `math`, but two numbers need only agree to 1 %: golds of physics questions are rounded.
 
-    `answer` may hold several accepted golds, one a line. A unit after the number is passed over: the question asks for
-    it, and golds come without.
+    `answer` may hold several accepted golds, one a line. A unit after the number and a name before it ("v = ") are
+    passed over: the question asks for them, and golds come without.
     """
     grades = [_rounded(text, gold) for gold in answer.splitlines() if gold.strip()]
     best = [grade for grade in grades if grade.score == 1.0]
@@ -126,7 +159,7 @@ GRADERS: dict[str, Callable[[str, str], Grade]] = {
     "math": math, "rounded": rounded, "letter": letter, "exact": exact, "freetext": freetext
 }  # fmt: skip
 VERSIONS = {
-    "math": "math@v2", "rounded": "rounded@v2", "letter": "letter@v2", "exact": "exact@v1", "freetext": "freetext@v1"
+    "math": "math@v3", "rounded": "rounded@v3", "letter": "letter@v3", "exact": "exact@v1", "freetext": "freetext@v2"
 }  # fmt: skip
 """Written beside every score: a rule that changes gets a new version."""
 
@@ -151,14 +184,20 @@ def last_box(text: str) -> str | None:
     words = list(_BOX_WORD.finditer(text))
     if not words or not (opening := _BOX.match(text, words[-1].start())):
         return None
-    depth, position = 1, opening.end()
+    end = _closing(text, opening.end())
+    return None if end is None else text[opening.end() : end].strip()
+
+
+def _closing(text: str, position: int) -> int | None:
+    """Where the brace opened just before `position` is closed; None if it is not."""
+    depth = 1
     while position < len(text):
         mark = text[position]
         if mark == "\\":
             position += 1  # \{ and \} are signs, not braces
         depth += (mark == "{") - (mark == "}")
         if depth == 0:
-            return text[opening.end() : position].strip()
+            return position
         position += 1
     return None
 
@@ -166,7 +205,7 @@ def last_box(text: str) -> str | None:
 def one_letter(text: str) -> str | None:
     """The option a short text names ("C", "(c)", "**C.** Paris", "\\text{C}"), in upper case; None if it names none."""
     bare = unicodedata.normalize("NFKC", _WRAPPED.sub(r"\1", _WRAPPED.sub(r"\1", text))).replace("\u200b", "")
-    bare = _OPENING.sub("", re.sub(r"[*_$\s]+", " ", bare).strip())
+    bare = _OPENING.sub("", re.sub(r"(?:[*_$\s]|\\[()\[\]])+", " ", bare).strip()).strip()
     found = _LETTER.match(bare)
     return None if found is None or _ANOTHER.match(bare, found.end(1)) else found[1].upper()
 
@@ -187,7 +226,8 @@ def _rounded(text: str, gold: str) -> Grade:
     grade = math(text, gold)
     if grade.score == 1.0 or grade.extracted is None:
         return grade
-    known, found = (_value(_latex(_plainer(text))) for text in (_gold(gold), _UNIT.sub("", grade.extracted)))
+    said = _UNIT.sub("", _NAMED.sub("", _plainer(grade.extracted)))
+    known, found = (_value(_latex(text)) for text in (_plainer(_gold(gold)), _plainer(said)))
     if known is None or found is None:
         return grade
     return Grade(float(abs(known - found) <= abs(known) / 100), extracted=grade.extracted)
@@ -195,7 +235,7 @@ def _rounded(text: str, gold: str) -> Grade:
 
 def _undressed(text: str) -> str:
     """One form for the spellings of a free answer that `freetext` does not tell apart."""
-    bare = _WRAPPED.sub(r"\1", _WRAPPED.sub(r"\1", _plain(text)))
+    bare = _WRAPPED.sub(r"\1", _WRAPPED.sub(r"\1", _plain(text.translate(_DASHES))))
     written = spelling(_NUMBER_WORDS.get(bare, bare))
     if _rational(written) is not None:
         return written
@@ -232,9 +272,7 @@ def _gold(answer: str) -> str:
 
 
 def _same_mathematics(gold: str, found: str) -> bool:
-    gold, found = (
-        _AND_OR.sub(",", _ABOUT.sub("", text)).replace(r"\varnothing", r"\emptyset") for text in (gold, found)
-    )
+    gold, found = _plainer(gold), _plainer(found)
     left, right = _latex(gold), _latex(found)
     if left == right:
         return True
@@ -243,7 +281,7 @@ def _same_mathematics(gold: str, found: str) -> bool:
         return decided
     if _is_word(left) or _is_word(right):
         return left.casefold() == right.casefold()
-    if _is_chain(right):
+    if _is_chain(right) or _APART.search(left) or _APART.search(right):
         return False
     return equivalent(_scientific(gold), _scientific(found))
 
@@ -279,19 +317,57 @@ def _same_percentage(left: str, right: str) -> bool | None:
 
 
 def _plainer(text: str) -> str:
-    """Without "about", with commas for "and" and "or": what Math-Verify does not read."""
-    return _AND_OR.sub(",", _ABOUT.sub("", text)).replace(r"\varnothing", r"\emptyset")
+    """One LaTeX spelling of what Math-Verify does not read, or not as it is printed; nothing around the formula."""
+    bare = _BLANKS.sub(" ", _ascii(text))
+    bare = re.sub(r"\\degree(?![A-Za-z])", r"^\\circ ", bare).replace(r"\varnothing", r"\emptyset")
+    bare = re.sub(r"\\text\s*\{\s*per ?cent\s*\}", r"\\%", _AND_OR.sub(",", _ABOUT.sub("", bare)))
+    bare = re.sub(r"\\([dtc]?frac|[dt]?binom)\s*(\d)\s*(\d)", r"\\\1{\2}{\3}", bare)  # \frac172 is 1/7 and a 2
+    bare = re.sub(r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}", bare)  # 2 3/4 is no 23/4
+    for _ in range(_LAYERS):
+        bare = _unwrapped(bare)
+    return bare
+
+
+def _unwrapped(text: str) -> str:
+    r"""Without blanks and punctuation at the ends, or without one \mathbf{...}, $...$ or \[...\] around all of it."""
+    bare = re.sub(r"\\(?:checkmark|\\)?$", "", text.rstrip(" .,;")).strip().rstrip(" .,;")
+    if shown := re.fullmatch(r"\$+([^$]*)\$+|\\\[(.*)\\\]|\\\((.*)\\\)", bare, re.S):
+        return next(part for part in shown.groups() if part is not None)
+    bold = _BOLD.match(bare)
+    return bare[bold.end() : -1] if bold and _closing(bare, bold.end()) == len(bare) - 1 else bare
+
+
+def _ascii(text: str) -> str:
+    """LaTeX for signs that are typed as they look: a real minus, 2π, √2, x², ½, full-width digits."""
+    if text.isascii():
+        return text
+    text = re.sub(r"√\s*(?:\(([^()]*)\)|(\w+))", r"\\sqrt{\1\2}", text)
+    for sign, digits in (("^", _RAISED), ("_", _LOWERED)):  # which `_normal` then makes plain
+        text = re.sub(f"([{digits}]+)", rf"{sign}{{\1}}", text)
+    return "".join(map(_whole, text.translate(_SIGNS)))
+
+
+def _whole(sign: str) -> str:
+    """½ as a fraction; any other sign in its plain form."""
+    plain = _normal(sign)
+    return re.sub(r"(\d+)/(\d+)", r"\\frac{\1}{\2}", plain) if len(plain) > 1 else plain
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).translate(_SIGNS)
 
 
 def _latex(text: str) -> str:
     """Spelling that carries no meaning removed: delimiters, spaces, sizes, styles, separators of thousands."""
-    bare = text.strip().strip("$").rstrip(".").replace("{,}", ",")
-    bare = re.sub(r"\\(?:text|textbf|mathrm)\s*\{([^{}\\]*)\}", r"\1", bare)
+    bare = _ascii(text).strip().strip("$").replace("{,}", ",")
+    bare = re.sub(_STYLED, r"\1", bare)
     bare = re.sub(r"\\[dt]frac", r"\\frac", bare)
-    bare = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;! ]", "", bare)
-    if re.fullmatch(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", bare):
-        bare = bare.replace(",", "")
-    return re.sub(r"\s+", "", bare)
+    bare = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\!", "", bare)
+    bare = _BLANKS.sub(" ", bare).strip().rstrip(".")
+    if re.fullmatch(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|[+-]?[1-9]\d{0,2}(?: \d{3})+(?:\.[\d ]+)?", bare):
+        bare = bare.replace(",", "").replace(" ", "")
+    # A space between digits is kept: 1 2 is not 12.
+    return re.sub(r"(?<!\d) | (?!\d)|(?<=\.\d{3}) ", "", bare)
 
 
 def _rational(text: str) -> Fraction | None:
@@ -300,6 +376,10 @@ def _rational(text: str) -> Fraction | None:
         return None
     if re.fullmatch(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?", text):
         return Fraction(Decimal(text))
+    if repeating := re.fullmatch(r"([+-]?)(\d*\.(\d*))\\(?:overline|bar)\{(\d+)\}", text):
+        sign, before, places, period = repeating.groups()
+        tail = Fraction(int(period), 10 ** len(places) * (10 ** len(period) - 1))
+        return (Fraction(Decimal(f"0{before}")) + tail) * (-1 if sign == "-" else 1)
     parts = re.fullmatch(r"([+-]?)(?:\\frac\{(\d+)\}\{(\d+)\}|\\frac(\d)(\d)|(\d+)/(\d+))", text)
     if not parts:
         return None
@@ -327,4 +407,4 @@ def _is_chain(text: str) -> bool:
 
 
 def _scientific(text: str) -> str:
-    return re.sub(r"(?<![A-Za-z\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![A-Za-z\d])", r"\1\\times 10^{\2}", text)
+    return re.sub(r"(?<![A-Za-z\\\d.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![A-Za-z\d])", r"\1\\times 10^{\2}", text)
