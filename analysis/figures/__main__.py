@@ -11,7 +11,15 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 from analysis.collect import Run, load_runs
-from analysis.figures import comparison, cost, courses, noise_rate, quantile_functions, token_advantages
+from analysis.figures import (
+    comparison,
+    cost,
+    courses,
+    critic_calibration,
+    noise_rate,
+    quantile_functions,
+    token_advantages,
+)
 from analysis.figures.drawing import FORMATS, LOOK, Drawn, write
 from analysis.figures.groups import Group, Nothing, grouped
 from analysis.plan import expand, join
@@ -26,6 +34,7 @@ FIGURES: dict[str, Callable[..., Drawn]] = {
     "comparison": comparison.draw,
     **_COURSES,
     "quantile_functions": quantile_functions.draw,
+    "critic_calibration": critic_calibration.draw,
     "token_advantages": token_advantages.draw,
     "cost": cost.draw,
 }

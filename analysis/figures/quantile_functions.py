@@ -62,7 +62,8 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
         return {name: arrays[name] for name in ("uid", "mean", "ensemble") if name in arrays}
 
 
-def _levels(count: int, group: Group) -> np.ndarray:
+def levels(count: int, group: Group) -> np.ndarray:
+    """[M] of the quantiles of a group's critic."""
     shift = 0.0 if group.config["algo"].get("tau_grid", "midpoint") == "midpoint" else 0.5
     return (np.arange(count) + 0.5 + shift) / count
 
@@ -75,7 +76,7 @@ def _plot(panel: Axes, probes: Mapping[int, Mapping[str, np.ndarray]], prompt: i
         look["label"] = f"step {step}"
         if "ensemble" in found:
             values = found["ensemble"][prompt]
-            panel.plot(values, _levels(len(values), group), **look)
+            panel.plot(values, levels(len(values), group), **look)
         else:
             panel.axvline(found["mean"][prompt], **look)
 
@@ -88,6 +89,6 @@ def _table(group: Group, probes: Mapping[int, Mapping[str, np.ndarray]]) -> pd.D
             rows.append(about | {"level": "mean", "value": float(found["mean"][place])})
             if "ensemble" in found:
                 values = found["ensemble"][place]
-                pairs = zip(_levels(len(values), group), values, strict=True)
+                pairs = zip(levels(len(values), group), values, strict=True)
                 rows += [about | {"level": f"{level:.4f}", "value": float(value)} for level, value in pairs]
     return pd.DataFrame(rows)
