@@ -106,7 +106,6 @@ class Experiment:
 
     def _check(self, accelerator: Accelerator) -> None:
         """Everything that can be refused before a model is loaded."""
-        self.logger.check()
         kind = accelerator.distributed_type
         if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
             raise InputError(
