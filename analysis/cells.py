@@ -234,7 +234,8 @@ def difference(first: Sequence[Results], second: Sequence[Results]) -> tuple[Dif
     seeds = _common([*first, *second])
     if not seeds:
         return None, seeds
-    return paired([part.matrix(seeds) for part in first], [part.matrix(seeds) for part in second]), seeds
+    asked = [part.benchmark for part in first]
+    return paired([part.matrix(seeds) for part in first], [part.matrix(seeds) for part in second], asked), seeds
 
 
 def _differences(table: Spec, grid: Grid) -> list[pd.DataFrame]:

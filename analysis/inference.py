@@ -38,14 +38,16 @@ class Difference(NamedTuple):
     """Standard deviation between seeds of the paired difference."""
 
 
-def paired(first: Sequence[ndarray], second: Sequence[ndarray]) -> Difference:
-    """first minus second, averaged over benchmarks.
+def paired(first: Sequence[ndarray], second: Sequence[ndarray], benchmarks: Sequence[str] | None = None) -> Difference:
+    """first minus second, averaged over columns.
 
-    first, second  for each benchmark [S, Q] scores; rows are the same seeds and columns the same questions in both
+    first, second  for each column [S, Q] scores; rows are the same seeds and columns the same questions in both
+    benchmarks     whose questions each column asks; columns of one benchmark, such as those of runs trained on
+                   different data, share its questions. None = each has its own
 
     With one benchmark, V = Vs + Vq - Vsq: the variance of the mean by seeds, plus that by questions, less what both
     count, and never below either (Cameron, Gelbach and Miller 2011); degrees of freedom by Satterthwaite, at least
-    S - 1. With several, every seed counts once, with its average over them, and questions are their own in each.
+    S - 1. With several, every seed counts once, with its average over them, and every question once.
     ValueError: shapes that do not pair.
     """
     differences = [np.asarray(a, float) - np.asarray(b, float) for a, b in zip(first, second, strict=True)]
@@ -61,21 +63,29 @@ def paired(first: Sequence[ndarray], second: Sequence[ndarray]) -> Difference:
     if count < _FEWEST:
         nan = float("nan")
         return Difference(mean, nan, nan, nan, nan, nan, count, spread)
-    variance, freedom = _variance(differences, by_seed_S)
+    variance, freedom = _variance(_by_benchmark(differences, benchmarks), by_seed_S)
     low, high, p = _t(mean, variance, freedom)
     strict, alone = _t(mean, variance, count - 1)[2], _t(mean, spread**2 / count, count - 1)[2]
     return Difference(mean, low, high, p, strict, alone, count, spread)
 
 
-def _variance(differences: Sequence[ndarray], by_seed_S: ndarray) -> tuple[float, float]:
-    """Variance of the mean difference, and its degrees of freedom."""
-    count, benchmarks = len(by_seed_S), len(differences)
+def _by_benchmark(differences: Sequence[ndarray], benchmarks: Sequence[str] | None) -> list[ndarray]:
+    """What each set of questions adds to the mean difference, [S, Q] each."""
+    parts: dict[str, ndarray] = {}
+    for name, d in zip(benchmarks or map(str, range(len(differences))), differences, strict=True):
+        parts[name] = parts.get(name, 0.0) + d / len(differences)
+    return list(parts.values())
+
+
+def _variance(parts: Sequence[ndarray], by_seed_S: ndarray) -> tuple[float, float]:
+    """Variance of the mean difference, which is the sum of the parts' means, and its degrees of freedom."""
+    count = len(by_seed_S)
     of_seeds = float(by_seed_S.var(ddof=1)) / count
-    by_question = [d.mean(axis=0) for d in differences]
-    of_questions = sum(float(q.var(ddof=1)) / len(q) if len(q) > 1 else 0.0 for q in by_question) / benchmarks**2
-    of_both = sum(float(np.square(d - d.mean()).sum()) / d.size**2 for d in differences) / benchmarks**2
+    by_question = [d.mean(axis=0) for d in parts]
+    of_questions = sum(float(q.var(ddof=1)) / len(q) if len(q) > 1 else 0.0 for q in by_question)
+    of_both = sum(float(np.square(d - d.mean()).sum()) / d.size**2 for d in parts)
     variance = max(of_seeds + of_questions - of_both, of_seeds, of_questions)
-    spare = sum(len(q) for q in by_question) - benchmarks
+    spare = sum(len(q) - 1 for q in by_question)
     parts = of_seeds**2 / (count - 1) + (of_questions**2 / spare if spare else 0.0)
     return variance, max(count - 1.0, variance**2 / parts if parts else 0.0)
 

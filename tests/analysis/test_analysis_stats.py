@@ -55,6 +55,23 @@ def test_coverage_on_a_binomial_toy():
     assert 0.90 <= hits / repetitions <= 0.995
 
 
+def test_the_bootstrap_against_loops():
+    """Runs drawn once for all columns and questions once for each benchmark, one by one, without weights."""
+    source = np.random.default_rng(3)
+    skill = source.normal(0, 0.15, (7, 1))  # more than five runs, so that no t widens the interval
+    columns = [
+        (name, (source.random((7, n)) < 0.5 + skill).astype(float)) for name, n in (("m", 12), ("s", 30), ("m", 12))
+    ]
+    means, draws = [], np.random.default_rng(4)
+    for _ in range(4000):
+        runs = draws.integers(0, 7, 7)
+        questions = {name: draws.integers(0, x.shape[1], x.shape[1]) for name, x in columns}
+        means.append(np.mean([np.mean([x[run][questions[name]].mean() for run in runs]) for name, x in columns]))
+    found = Bootstrap("t").average(columns)
+    assert found.mean == pytest.approx(np.mean([x.mean() for _, x in columns]))
+    assert (found.low, found.high) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.006)
+
+
 def test_nothing_to_average():
     with pytest.raises(ValueError, match="0 runs x 3 questions"):
         Bootstrap("t").interval(np.zeros((0, 3)), "b")

@@ -2,13 +2,16 @@
 
     python -m pytest -m slow -s tests/analysis/test_errors.py
 
-Questions are logit-normal (sd 2), runs differ by `seed_sd` in logits, and each run by .5 more on each question.
+Questions are logit-normal (sd 2), runs differ by `seed_sd` in logits, and each run by .5 more on each question. Where
+methods differ, `taste` is how much, question by question, and 0 on the whole: what a test must find to be chance.
+The last test shows that these bars tell right from wrong: question-only and seed-only tests miss them.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from analysis import cells
 from analysis.inference import LEVEL, holm, paired
@@ -36,16 +39,34 @@ def test_coverage_of_cells(seed_sd, seeds, questions):
     assert 0.92 <= hits / REPLICATES <= 0.98
 
 
+def equals(source, seed_sd, seeds, questions, taste):
+    """Two methods that are equally good over all questions, and prefer different ones."""
+    logit_Q = source.normal(0, 2, questions)
+    return [scores(source, logit_Q + source.normal(0, taste, questions), seed_sd, seeds) for _ in range(2)]
+
+
 @SETTINGS
-def test_coverage_and_size_of_differences(seed_sd, seeds, questions):
+@pytest.mark.parametrize("taste", [0.0, 1.0])
+def test_coverage_and_size_of_differences(seed_sd, seeds, questions, taste):
     source, hits, false = np.random.default_rng(1), 0, 0
     for _ in range(REPLICATES):
-        logit_Q = source.normal(0, 2, questions)
-        found = paired(*([scores(source, logit_Q, seed_sd, seeds)] for _ in range(2)))
+        first, second = equals(source, seed_sd, seeds, questions, taste)
+        found = paired([first], [second])
         hits += found.low <= 0 <= found.high
         false += found.p < LEVEL
     print(f"differences, seed sd {seed_sd}: coverage {hits / REPLICATES:.3f}, false {false / REPLICATES:.3f}")
     assert hits / REPLICATES >= 0.92 and false / REPLICATES <= 0.06
+
+
+def test_wrong_methods_miss_these_bars():
+    source, questions_only, seeds_only = np.random.default_rng(6), 0, 0
+    for _ in range(REPLICATES):
+        first, second = equals(source, 0.3, 5, 500, 0.0)
+        questions_only += ttest_1samp((first - second).mean(0), 0).pvalue < LEVEL
+        first, second = equals(source, 0.1, 5, 200, 1.0)
+        seeds_only += paired([first], [second]).p_seeds < LEVEL
+    print(f"false findings, questions only {questions_only / REPLICATES:.3f}, seeds only {seeds_only / REPLICATES:.3f}")
+    assert questions_only / REPLICATES > 0.12 and seeds_only / REPLICATES > 0.08
 
 
 @pytest.mark.parametrize(("seed_sd", "seeds", "questions"), [(0.1, 5, 200), (0.3, 5, 200), (0.3, 3, 200)])

@@ -50,6 +50,32 @@ def test_order_of_runs_questions_and_benchmarks_changes_nothing():
     )
 
 
+def test_two_way_clustering_against_loops():
+    """Cameron, Gelbach and Miller's sums, run by run and question by question, of the averages' influences."""
+    source = np.random.default_rng(5)
+    shapes, names = [(4, 7), (4, 3), (4, 7)], ["m", "s", "m"]  # two columns ask the same seven questions
+    first, second = ([source.random(shape) for shape in shapes] for _ in range(2))
+    cells = {}  # (seed, benchmark, question) -> what it adds to the mean difference
+    for a, b, (seeds, questions), name in zip(first, second, shapes, names, strict=True):
+        gap = (a - b).mean()
+        for s in range(seeds):
+            for q in range(questions):
+                share = (a[s, q] - b[s, q] - gap) / (3 * seeds * questions)
+                cells[s, name, q] = cells.get((s, name, q), 0) + share
+    of_seeds = 4 / 3 * sum(sum(x for key, x in cells.items() if key[0] == s) ** 2 for s in range(4))
+    of_questions = sum(
+        questions / (questions - 1)
+        * sum(sum(x for key, x in cells.items() if key[1:] == (name, q)) ** 2 for q in range(questions))
+        for name, questions in (("m", 7), ("s", 3))
+    )  # fmt: skip
+    variance = max(of_seeds + of_questions - sum(x**2 for x in cells.values()), of_seeds, of_questions)
+    freedom = max(3, variance**2 / (of_seeds**2 / 3 + of_questions**2 / (6 + 2)))
+    found = paired(first, second, names)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.mean) / variance**0.5, freedom))
+    assert found.high - found.mean == pytest.approx(stats.t.ppf(0.975, freedom) * variance**0.5)
+    assert found.mean == paired(first, second).mean and found.p != pytest.approx(paired(first, second).p)
+
+
 def test_too_few_seeds_give_a_mean_and_no_verdict():
     found = paired([np.ones((2, 5))], [np.zeros((2, 5))])
     assert found.mean == 1 and np.isnan(found.p) and np.isnan(found.low)
