@@ -12,12 +12,18 @@ from analysis.collect import Evaluated, scores
 from noisyrl.evaluation import regrade, repeats, store
 from noisyrl.evaluation.benchmarks import LM_TASKS, find
 from noisyrl.evaluation.harness import Evaluation
+from noisyrl.evaluation.run_folder import score_run
 from noisyrl.launch import build, resolve
 from noisyrl.rollout.fast import FastSampler
 from noisyrl.spec import InputError
+from noisyrl.tasks.decontaminate import decontaminate
+from noisyrl.tasks.hub_train import HubTraining
+from noisyrl.tasks.sgd import data
 from noisyrl.tasks.sgd.task import Sgd
+from tests import short_run
 from tests.evaluation.stage import Scripted, Toy, random_model
 from tests.frame import composed
+from tests.tasks import made_up_hub
 from tests.tasks.sgd_files import DOMAINS, perfect, say, write
 
 NAMES = [f"sgd5_{domain}{suite}" for suite in ("", "_ood") for domain in DOMAINS]
@@ -219,3 +225,89 @@ def test_missing_files_are_refused_before_a_folder_exists(tmp_path, monkeypatch)
     with pytest.raises(InputError, match=r"data/sgd/train/\S+ does not exist. Fetch it: git clone .* data/sgd "):
         build(config).run(config, {})
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """Where a user stands: a working directory with the files in data/sgd, and nothing else fetched."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "data/sgd", count=3)
+    return tmp_path
+
+
+def test_any_run_is_asked_what_a_run_trained_on_it_is_asked(desk, occasion):
+    def script(prompt, turns):
+        return "yes" if prompt.task == "toy" else never_asks(prompt, turns)
+
+    def rows(out, task, **options):
+        found = evaluated(talker(), task, occasion | {"out_dir": desk / out}, script, **options)
+        return [{key: value for key, value in row.items() if key != "eval_id"} for row in found.rows]
+
+    def of_sgd(found):
+        return [row for row in found if row["benchmark"] in NAMES]
+
+    own = rows("own", Sgd(path="data/sgd"))
+    other = rows("other", Toy(), splits=("test",), hub=("sgd5",))
+    assert of_sgd(other) == own and {row["benchmark"] for row in other} == {"toy", *NAMES}
+    assert {row["metric"] for row in own} >= {"tcr", "acr", "gcr", "davg"}
+
+
+def test_such_an_evaluation_is_graded_again(desk, occasion):
+    found = evaluated(talker(), Toy(), occasion, never_asks, splits=(), hub=("sgd5",), limit=2)
+    again = regrade.regrade(found.folder, Toy())
+    assert again.after == again.before and again.changed == 0
+
+
+def test_what_was_trained_on_decides_its_suite(desk):
+    """No training set that is decontaminated was compared with it, nor need it be."""
+    made_up_hub.write(desk / "data")
+    report = decontaminate("light_r1", "data")
+    assert "sgd5" not in report["tests"]
+    evaluation = Evaluation(hub=("math500", "sgd5"))
+    suites = {each.name: each.suite for each in evaluation.benchmarks(HubTraining(name="light_r1"))}
+    assert suites == {"hub_math500": "ID"} | dict.fromkeys(NAMES, "OOD")
+    suites = {each.name: each.suite for each in evaluation.benchmarks(Sgd())}
+    assert suites == {"hub_math500": "OOD"} | {name: "OOD" if name.endswith("_ood") else "ID" for name in NAMES}
+
+
+@pytest.mark.parametrize("splits", [("test", "ood"), ()])
+def test_a_run_trained_on_it_is_asked_its_own_dialogues_once(root, splits):
+    """It may have held out others than the benchmark does, and been trained on those."""
+    task = Sgd(path=root, heldout_frac=0.3, world=1)
+    found = Evaluation(splits=splits, hub=("sgd5", "sgd5")).benchmarks(task)
+    assert [each.name for each in found] == NAMES and all(each.source is task for each in found)
+
+
+def test_its_files_are_read_once(desk, monkeypatch):
+    read = []
+    original = data.goals
+    monkeypatch.setattr(data, "goals", lambda root, folder: read.append(folder) or original(root, folder))
+    evaluation = Evaluation(splits=("test",), hub=("sgd5",))
+    assert evaluation.benchmarks(Toy()) == evaluation.benchmarks(Toy())
+    assert sorted(read) == ["dev", "test", "train"]
+
+
+def test_without_room_or_files_it_is_refused(lm, desk, occasion):
+    with pytest.raises(InputError, match="question sgd5/.* has .* tokens.*context of 512"):
+        evaluated(lm, Toy(), occasion, perfect, hub=("sgd5",))
+    (desk / "data/sgd/dev/dialogues_001.json").unlink()
+    with pytest.raises(InputError, match=r"no dialogues_\*.json in data/sgd/dev/. Fetch it: git clone .* data/sgd "):
+        Evaluation(hub=("sgd5",)).benchmarks(Toy())
+    (desk / "data/sgd").rename(desk / "aside")
+    config = resolve(composed("data=math", "+eval.hub=[sgd5]", f"runs={desk}/runs", "name=x"))
+    with pytest.raises(InputError, match=r"data/sgd/train/schema.json does not exist. Fetch it: git clone"):
+        build(config).run(config, {})
+    assert not list(desk.glob("runs/*"))
+
+
+def test_a_run_on_something_else_is_scored_during_and_after(desk, monkeypatch):
+    short_run.graded_by_chance(monkeypatch)
+    lm = talker()
+    lm.model.save_pretrained(desk / "model")
+    lm.tokenizer.save_pretrained(desk / "model")
+    run = short_run.start(desk / "runs", desk / "model", "noise=none", "+eval.hub=[sgd5]", "eval.at_start=false")
+    scores = json.loads((run / "manifest.json").read_text())["scores"]
+    assert {f"eval/{name}/{metric}" for name in NAMES for metric in ("acc", "tcr", "gcr")} <= set(scores)
+    later = score_run(run, Evaluation(splits=(), hub=("sgd5",), limit=1, max_tokens=20))
+    assert {name.partition("/")[0] for name in later} == set(NAMES) and later["sgd5_life/format_error_rate"] == 1

@@ -137,7 +137,7 @@ CHOSEN = [2, 3, 5, 6, 9, 17, 23, 32, 33, 36, 38, 49, 52, 57, 68, 77]
 def test_what_is_missing_or_damaged_is_named(root):
     with pytest.raises(InputError, match="no data files in nowhere/amc23/.*hf download math-ai/amc23 --repo-type"):
         HubTask(name="amc23", root="nowhere").prompts("test")
-    with pytest.raises(InputError, match="no public benchmark 'mmlu'; there are: math500"):
+    with pytest.raises(InputError, match="no public benchmark 'mmlu'; there are: math500, .*, sgd5"):
         public_benchmark("mmlu")
     file = Path(root) / "amc23/test.jsonl"
     file.write_text('{"id": 1, "text": "q", "answer": "2"}')
@@ -196,10 +196,11 @@ def test_a_long_json_list_is_read_in_pieces(tmp_path, monkeypatch, chunk):
 
 def test_inventory(root):
     lines = inventory(root)
-    assert [line.split()[0] for line in lines] == list(SOURCES)
+    assert [line.split()[0] for line in lines] == [*SOURCES, "sgd5"]
     assert lines[0] == f"math500       1 questions in {root}/math500/, 500 were expected"
     missing = inventory("nowhere")
-    assert all("missing; hf download" in line for line in missing) and "accept its terms" in missing[6]
+    assert all("missing; hf download" in line for line in missing[:-1]) and "accept its terms" in missing[6]
+    assert "sgd5          missing; git clone" in missing[-1] and missing[-1].endswith(" nowhere/sgd (CC-BY-SA-4.0)")
 
 
 def test_lm_evals_own_command_line_finds_them(root):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +20,9 @@ from noisyrl.rollout.chat import prompt_tokens
 from noisyrl.spec import Count, InputError, Natural, NonNegative, spec
 from noisyrl.tasks.base import Task
 from noisyrl.tasks.decontaminate import refuse_unchecked
-from noisyrl.tasks.hub import HubTask, public_benchmark
+from noisyrl.tasks.hub import HubTask, benchmark_task
 from noisyrl.tasks.hub_train import HubTraining
+from noisyrl.tasks.sgd.task import Sgd
 
 if TYPE_CHECKING:
     from noisyrl.evaluation.rows import Protocol, Subject
@@ -48,7 +50,8 @@ class Evaluation:
     splits: tuple[Literal["test", "ood"], ...] = ("test", "ood")
     """Held-out splits; those a task does not have are passed over."""
     hub: tuple[str, ...] = ()
-    """Public benchmarks asked beside them, from local copies: names of tasks/hub.py; `make data` lists them."""
+    """Public benchmarks asked beside them, from local copies: names of tasks/hub.py; `make data` lists them. One
+    that the splits hold already is asked once, and a run trained on SGD is asked the dialogues that itself held out."""
     limit: Count | None = None
     """Questions per benchmark, the first ones; None = all. A limited evaluation is marked as such in every table."""
     at_start: bool = True
@@ -93,53 +96,74 @@ class Evaluation:
         step             training steps done
         checkpoint_hash  of the weights of `lm`
         progress         called with (answers given, answers in all)
-        returns          {"<benchmark>/<metric>": fraction} with the metrics of `repeats.metrics`
+        returns          {"<benchmark>/<metric>": fraction}, as `scores_in`; {} with nothing held out
+
+        InputError: as `stored`.
+        """
+        from noisyrl.evaluation.rows import Subject
+
+        subject = Subject(**run_info, step=step, checkpoint_hash=checkpoint_hash)
+        folder = self.stored(lm, task, sampler, subject=subject, out_dir=out_dir, progress=progress)
+        return {} if folder is None else scores_in(folder)
+
+    def stored(
+        self,
+        lm: LanguageModel,
+        task: Task,
+        sampler: Sampler,
+        *,
+        subject: Subject,
+        out_dir: Path,
+        progress: Progress | None = None,
+    ) -> Path | None:
+        """The folder out_dir/<eval_id>/ with the outcome, made unless it is there; None with nothing held out.
 
         The eval_id names everything that decides the outcome, so an evaluation that is already there is read instead
-        of repeated. With nothing held out there is no score and no file. `sampler` gives engine and length limit; its
-        temperature and sample count are not used. Nothing outside out_dir is changed: generators, the model's mode
-        and logging are put back.
+        of repeated. `sampler` gives engine and length limit; its temperature and sample count are not used. Nothing
+        outside out_dir is changed: generators, the model's mode and logging are put back.
         InputError: two prompts with one uid, or the stored files are damaged.
         """
         with undisturbed(lm.model):
             from noisyrl.evaluation import store
-            from noisyrl.evaluation.rows import Subject
 
-            subject = Subject(**run_info, step=step, checkpoint_hash=checkpoint_hash)
             benchmarks = self.benchmarks(task)
             if not benchmarks:
-                return {}
+                return None
             sampler = self.sampler_for(sampler)
             folder = out_dir / self.eval_id(benchmarks, sampler.max_tokens, subject)
             texts_due = self.keep_text and not all(benchmark.gated for benchmark in benchmarks)
             if not store.is_complete(folder) or (texts_due and not store.has_texts(folder)):
                 from noisyrl.evaluation.sampler_lm import SamplerLM
 
-                check_room(lm, sampler, [benchmark for benchmark in benchmarks if self._may_be_long(benchmark)])
+                # Prompts of the run's own task were seen to fit when it began.
+                unseen = [each for each in benchmarks if self.max_tokens is not None or each.source is not task]
+                check_room(lm, sampler, unseen)
                 player = SamplerLM(
                     lm, sampler, seed=self.seed, k=self.k, temperature=self.temperature, progress=progress
                 )
                 self._score(player, benchmarks, subject, folder)
-            return _summary(store.read_aggregate(folder))
+            return folder
 
     def benchmarks(self, task: Task) -> list[Benchmark]:
         """What is asked of a run trained on `task`.
 
         InputError: a public benchmark is unknown or not there, or public training questions were not compared with it.
         """
-        field = task.field if isinstance(task, HubTraining) else None
-        public = [public_benchmark(name) for name in self.hub]
         if isinstance(task, HubTraining):
-            refuse_unchecked(task.origin, public)
-        found = find(task, self.splits, self.limit)
-        for source in public:
-            foreign = field is not None and source.source.field != field
-            found += [replace(each, foreign=foreign) for each in find(source, ("test",), self.limit)]
-        return found
+            refuse_unchecked(task.origin, self.public)
+        field = task.field if isinstance(task, HubTraining | Sgd) else None
+        found = {each.name: each for each in find(task, self.splits, self.limit)}
+        for source in self.public:
+            foreign = field is not None and source.field != field
+            asked = task if isinstance(task, Sgd) and isinstance(source, Sgd) else source
+            for each in find(asked, ("test", "ood"), self.limit):
+                found.setdefault(each.name, replace(each, foreign=foreign))
+        return list(found.values())
 
-    def _may_be_long(self, benchmark: Benchmark) -> bool:
-        """Whether its prompts were not seen to fit when the run began."""
-        return self.max_tokens is not None or isinstance(benchmark.source, HubTask)
+    @cached_property
+    def public(self) -> tuple[HubTask | Sgd, ...]:
+        """The tasks behind `hub`, each with its files read once. InputError: a benchmark is unknown."""
+        return tuple(benchmark_task(name) for name in self.hub)
 
     def sampler_for(self, of_run: Sampler) -> Sampler:
         """The run's sampler with this evaluation's own limits, where it has some."""
@@ -234,8 +258,11 @@ def check_room(lm: LanguageModel, sampler: Sampler, benchmarks: Iterable[Benchma
             )
 
 
-def _summary(aggregate: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    return {f"{row['benchmark']}/{row['metric']}": row["value"] for row in aggregate}
+def scores_in(folder: Path) -> dict[str, float]:
+    """{"<benchmark>/<metric>": fraction} of a stored evaluation, with the metrics of `repeats.metrics`."""
+    from noisyrl.evaluation import store
+
+    return {f"{row['benchmark']}/{row['metric']}": row["value"] for row in store.read_aggregate(folder)}
 
 
 def _texts(player: SamplerLM) -> list[dict[str, Any]]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisyrl.evaluation.harness import Evaluation
+from noisyrl.evaluation.harness import Evaluation, scores_in
+from noisyrl.loggers.base import Logger
 from noisyrl.models.base import LanguageModel
 from noisyrl.spec import InputError
 from noisyrl.tasks.decontaminate import refuse_unchecked
-from noisyrl.tasks.hub import public_benchmark
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,42 +20,55 @@ if TYPE_CHECKING:
     from noisyrl.evaluation.sampler_lm import Progress
 
 
-def score_run(run_dir: Path, evaluation: Evaluation, *, progress: Progress | None = None) -> Mapping[str, float]:
+def score_run(
+    run_dir: Path, evaluation: Evaluation, *, logger: Logger | None = None, progress: Progress | None = None
+) -> Mapping[str, float]:
     """Score the last checkpoint of the run in `run_dir`; results land in run_dir/eval/<eval_id>/.
 
+    logger   its tracker gets the scores too, as a run of job type "eval" in the group of the training run
     returns  as `Evaluation.run`. InputError: no such run (says which there are), no checkpoint, nothing held out.
     """
     import hydra
     from omegaconf import OmegaConf
 
     from noisyrl import checkpoint
+    from noisyrl.evaluation.rows import Subject
     from noisyrl.provenance import identity
     from noisyrl.records import read_manifest
 
+    if logger is not None:
+        logger.check()
     manifest = read_manifest(run_dir)
     found = checkpoint.saved(run_dir / "checkpoints")
     if not found:
         raise InputError(f"{run_dir}/checkpoints holds no checkpoint: give the run's command again, it will resume")
     if (origin := manifest.get("inputs", {}).get("data")) is not None:
         # What was compared before the run counts, not what was since.
-        refuse_unchecked(origin, [public_benchmark(name) for name in evaluation.hub])
+        refuse_unchecked(origin, evaluation.public)
     config = OmegaConf.load(run_dir / "config.yaml")
     checkpoint.verify(found[-1])
     lm = load_folder(found[-1])
     task = hydra.utils.instantiate(config.data, _convert_="all")
-    scores = evaluation.run(
+    step = int(found[-1].name.removeprefix("step_"))
+    folder = evaluation.stored(
         lm,
         task,
         hydra.utils.instantiate(config.rollout, _convert_="all"),
-        run_info=identity(manifest),
-        step=int(found[-1].name.removeprefix("step_")),
-        checkpoint_hash=checkpoint.weights_hash(lm.model),
+        subject=Subject(**identity(manifest), step=step, checkpoint_hash=checkpoint.weights_hash(lm.model)),
         out_dir=run_dir / "eval",
         progress=progress,
     )
-    if not scores:
+    if folder is None:
         wanted, there = ", ".join(evaluation.splits), ", ".join(task.splits)
         raise InputError(f"eval.splits asks for {wanted}, but the run's data has {there}: nothing is held out")
+    scores = scores_in(folder)
+    if logger is not None:
+        asked = {"eval": asdict(evaluation), "eval_id": folder.name}
+        own = {"name": f"{run_dir.name}-eval", "run_id": f"{manifest['run_id']}-{folder.name}", "job_type": "eval"}
+        # The same evaluation again has the same eval_id, and with it the same run of the tracker.
+        tracker = logger.start(run_dir, manifest | own | {"config": manifest["config"] | asked})
+        tracker.log(step, {f"eval/{name}": value for name, value in scores.items()})
+        tracker.finish("completed")
     return scores
 
 
@@ -77,8 +91,8 @@ def score_from_config(cfg: DictConfig) -> Mapping[str, float]:
     from noisyrl.launch import build, resolve
 
     config = resolve(cfg)
-    evaluation = build({"eval": config["eval"]})["eval"]
-    return score_run(Path(config["runs"]) / config["run"], evaluation, progress=_show)
+    parts = build({key: config[key] for key in ("eval", "logger")})
+    return score_run(Path(config["runs"]) / config["run"], parts["eval"], logger=parts["logger"], progress=_show)
 
 
 def _show(done: int, total: int) -> None:

@@ -1,6 +1,6 @@
-"""An extra tracker that mirrors metrics. metrics.jsonl in the run folder is written whatever happens here.
+"""An extra tracker that mirrors what is on disk. metrics.jsonl, evaluations and tables are written whatever it does.
 
-A mirror must never stop a run: whatever a tracker raises is said once on standard error, and the run goes on.
+A mirror must never stop what it mirrors: whatever a tracker raises is said once on standard error, and that is all.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import Any, Protocol
 
 from noisyrl.spec import spec
 
+Value = float | str | list[dict[str, Any]]
+"""A number; a page of HTML; the rows of a table, each by column."""
+
 
 class Backend(Protocol):
     """What a tracker does; it may raise."""
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None: ...
 
     def finish(self, status: str) -> None: ...
 
@@ -34,7 +37,7 @@ class Tracker:
         self._guard("start", lambda: setattr(self, "_backend", make()))
         return self
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
         """All metrics of one step, in one call: a step logged in parts loses its axis in some trackers."""
         backend = self._backend
         if backend is not None:
@@ -52,7 +55,7 @@ class Tracker:
         except Exception as error:  # any: a mirror must not stop a run
             if not self._warned:
                 message = f"warning: {self._name} failed at {stage} ({type(error).__name__}: {error})"
-                print(f"{message}; the run goes on, metrics.jsonl is complete", file=sys.stderr, flush=True)
+                print(f"{message}; it is only a mirror, what is on disk is complete", file=sys.stderr, flush=True)
             self._warned = True
 
 
@@ -61,12 +64,16 @@ class Logger(ABC):
     """What `logger=` configures."""
 
     def start(self, run_dir: Path, about: Mapping[str, Any]) -> Tracker:
-        """Open the mirror of one run; never raises.
+        """Open the mirror of one run, of its evaluation or of a table; never raises.
 
-        about: the run's manifest; trackers read "name", "run_id", "cell_id" (groups the seeds of one cell), "config"
-        and, if there, "choices", "tier" and "job_type" (default "train").
+        run_dir: where offline files go. about: the run's manifest, or the like; trackers read "name", "run_id" (the
+        same one again goes on with what there is), "cell_id" (groups the seeds of one cell), "config" and, if there,
+        "choices", "tier" and "job_type" (default "train"; "eval", "table").
         """
         return Tracker(type(self).__name__).open(lambda: self.backend(run_dir, about))
+
+    def check(self) -> None:  # noqa: B027 - most need nothing
+        """InputError: what the tracker needs is not installed. Asked before anything starts."""
 
     @abstractmethod
     def backend(self, run_dir: Path, about: Mapping[str, Any]) -> Backend | None:

@@ -3,6 +3,9 @@
 Nothing is downloaded here. `make data` says which copies are there and prints the command that fetches each other one.
 Every benchmark is zero-shot, worded and graded like `data=jsonl`. Options of a choice are ordered by a hash of question
 and option, the same for everyone, so that no order of the file gives the answer away.
+
+`sgd5` is the exception: its files are those of `data=sgd5`, in data/sgd/ (sgd/data.py), and its dialogues are played
+with the scripted user: for each of five domains a benchmark of services seen in training and one (_ood) of others.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from noisyrl.spec import InputError, spec
@@ -18,6 +22,8 @@ from noisyrl.tasks.base import Split, Task
 from noisyrl.tasks.graders import GRADERS, VERSIONS, one_letter
 from noisyrl.tasks.hub_files import HubFiles, Row, column, rows, text_hash
 from noisyrl.tasks.jsonl import INSTRUCTIONS
+from noisyrl.tasks.sgd import data as sgd
+from noisyrl.tasks.sgd.task import Sgd
 from noisyrl.types import Grade, Prompt
 
 
@@ -56,6 +62,9 @@ SOURCES: dict[str, Source] = {
     "hle_text": Source(HubFiles("cais/hle", "hle_text", names="test*", gated=True), "by type", "science", 2158),
     "mmlu_pro": Source(HubFiles("TIGER-Lab/MMLU-Pro", "mmlu_pro", names="test*"), "letter", "science", 1000, take=1000),
 }
+
+SGD = "sgd5"
+"""The benchmark of dialogues."""
 
 HELD_OUT = 0.15
 """Share of SuperGPQA's subfields that are never trained on; the benchmark asks 1000 questions of them."""
@@ -98,6 +107,11 @@ class HubTask(Task):
     @property
     def source(self) -> Source:
         return SOURCES[self.name]
+
+    @property
+    def field(self) -> Literal["math", "science"]:
+        """Out of distribution for a run that was trained on another one."""
+        return self.source.field
 
     @property
     def gated(self) -> bool:
@@ -167,10 +181,15 @@ def is_held_out(row: Row) -> bool:
     return int(text_hash(f"SuperGPQA held out v1|{subfield}")[:13], 16) < HELD_OUT * 16**13
 
 
+def benchmark_task(name: str, root: str = "data") -> HubTask | Sgd:
+    """What an entry of `eval.hub` asks. InputError: no benchmark of that name."""
+    return Sgd(path=_sgd_folder(root)) if name == SGD else public_benchmark(name, root)
+
+
 def public_benchmark(name: str, root: str = "data") -> HubTask:
-    """InputError: no benchmark of that name."""
+    """One of SOURCES. InputError: no benchmark of that name."""
     if name not in SOURCES:
-        raise InputError(f"no public benchmark {name!r}; there are: {', '.join(SOURCES)}")
+        raise InputError(f"no public benchmark {name!r}; there are: {', '.join([*SOURCES, SGD])}")
     return HubTask(name=name, root=root)  # type: ignore[arg-type] # a key of SOURCES
 
 
@@ -188,7 +207,11 @@ def inventory(root: str = "data") -> list[str]:
             lines.append(f"{name:13} {count} questions in {source.files.found(root)[0].parent}/{expected}")
         except InputError as error:
             lines.append(f"{name:13} damaged: {error}")
-    return lines
+    return lines + sgd.inventory(Path(_sgd_folder(root)))
+
+
+def _sgd_folder(root: str) -> str:
+    return str(Path(root) / "sgd")
 
 
 def _shares(questions: Sequence[Question], take: int) -> tuple[Question, ...]:
@@ -236,6 +259,5 @@ def _text(answer: Any) -> str:
 
 if __name__ == "__main__":
     from noisyrl.tasks.hub_train import training_inventory
-    from noisyrl.tasks.sgd import data as sgd
 
     print("\n".join(["benchmarks", *inventory(), "", "training sets", *training_inventory(), *sgd.inventory()]))

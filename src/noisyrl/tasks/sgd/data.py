@@ -151,7 +151,7 @@ def goals(root: Path, folder: str) -> Iterator[Goal]:
 
 def missing(root: Path, what: str) -> InputError:
     """Says what is not there and how to get it."""
-    return InputError(f"SGD: {what}. Fetch it: {FETCH} {root} (CC-BY-SA-4.0), or set data.path=FOLDER")
+    return InputError(f"SGD: {what}. Fetch it: {FETCH} {root} (CC-BY-SA-4.0); data=sgd5 takes data.path=FOLDER")
 
 
 def inventory(root: Path = Path("data/sgd")) -> list[str]:

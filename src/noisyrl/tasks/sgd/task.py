@@ -6,6 +6,8 @@ Domains, tasks and the definitions of TCR, ACR and GCR are ours, because those o
 Splits go by service and dialogue: `ood` are the dialogues of dev and test with a service that no training dialogue
 has; `test` are the other dialogues of dev and test and `heldout_frac` of train, which are not trained on: without them
 finance and healthcare would hardly have a service that was seen.
+
+`eval.hub=[sgd5]` asks the same two splits, with the defaults below, of runs that were trained on something else.
 """
 
 from __future__ import annotations
@@ -59,6 +61,11 @@ class Sgd(Task):
     @property
     def splits(self) -> tuple[Split, ...]:
         return ("train", "test", "ood")
+
+    @property
+    def field(self) -> Literal["dialogue"]:
+        """What it trains; public benchmarks of another field are out of distribution."""
+        return "dialogue"
 
     @property
     def reward_range(self) -> Range:
