@@ -66,7 +66,7 @@ if [ -f "$$stamp" ] && [ "$$(cat "$$stamp")" = "$$now" ]; then echo "$(1): nothi
 else echo '$(3)'; $(3) && mkdir -p $(2) && echo "$$now" > "$$stamp"; fi
 endef
 
-tables: setup ## build tables/ from run folders; T=main for one, FMT=md for one format, TIER=smoke, RUNS=, OUT=, ARGS=--full
+tables: setup ## build tables/ from run folders; T=main for one, FMT=md for one format, TIER=smoke, RUNS=, OUT=, ARGS=--full or --wandb
 	$(call made,tables,$(OUT),$(BIN)/python -m analysis.tables $(T) --runs $(RUNS) --out $(OUT) $(if $(FMT),--fmt $(FMT)) $(if $(TIER),--tier $(TIER)) $(ARGS))
 
 figures: setup ## draw figures/ from run folders: PDF, PNG and CSV; F=learning_curves for one, SWEEP=main for its runs, RUNS=
@@ -89,8 +89,8 @@ power: setup ## seeds that a difference takes, from the runs there are: T=main, 
 verify-tables: setup ## do the committed runs still give the committed tables? with a gap, a failure and a diverged run
 	$(BIN)/python -m analysis.verify
 
-wandb-sync: setup ## upload what logger=wandb kept offline in the run folders; needs `wandb login`, RUNS=
-	@found=$$(find $(RUNS) -type d -path '*/wandb/offline-run-*' -prune); [ -n "$$found" ] || { echo "no offline W&B runs under $(RUNS)/"; exit 1; }; \
+wandb-sync: setup ## upload what logger=wandb and tables --wandb kept offline; needs `wandb login`, RUNS=, OUT=
+	@found=$$(find $(RUNS) $(wildcard $(OUT)) -type d -path '*/wandb/offline-run-*' -prune); [ -n "$$found" ] || { echo "no offline W&B runs under $(RUNS)/ or $(OUT)/"; exit 1; }; \
 	$(BIN)/wandb sync $$found
 
 sweep-%: setup ## run sweeps/%.yaml, the runs behind the table of the same name; TIER=smoke for its small form

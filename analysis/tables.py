@@ -20,6 +20,8 @@ from analysis.collect import Run, dotted, load_runs
 from analysis.footer import footer
 from analysis.plan import Planned, expand, join, near_misses
 from analysis.table_spec import Spec, find_spec
+from analysis.wandb_tables import logger_in, mirror
+from noisyrl.loggers.base import Logger
 from noisyrl.spec import InputError
 
 
@@ -69,10 +71,12 @@ def make(
     tier: str | None = None,
     *,
     full: bool = False,
+    logger: Logger | None = None,
 ) -> list[Path]:
     """Build table `name`; the files written, with the tier in their names.
 
-    full  refuse a table with a cell that lacks a planned run
+    full    refuse a table with a cell that lacks a planned run
+    logger  gets the table too, once its files are written
     InputError: anything the user can mend.
     """
     table = find_spec(at.specs, name, tier)
@@ -83,7 +87,10 @@ def make(
         raise InputError("planned and not there (make status says why):\n  " + "\n  ".join(poor))
     stem = f"{name}-{tier}" if tier else name
     at.out.mkdir(parents=True, exist_ok=True)
-    return [_write(at.out / f"{stem}.{ending}", writers.WRITERS[ending](found.text, found.frame)) for ending in formats]
+    files = [_write(at.out / f"{stem}.{end}", writers.WRITERS[end](found.text, found.frame)) for end in formats]
+    if logger is not None:
+        mirror(logger, found.text, found.frame, at.out, stem=stem, tier=tier)
+    return files
 
 
 def _write(path: Path, content: str) -> Path:
@@ -98,14 +105,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fmt", nargs="+", choices=writers.WRITERS, default=list(writers.WRITERS), help="default: all")
     parser.add_argument("--tier", help="option of conf/tier, e.g. smoke; default: testbed")
     parser.add_argument("--full", action="store_true", help="refuse tables with a cell that lacks a planned run")
+    parser.add_argument("--wandb", action="store_true", help="mirror them to W&B as conf/logger/wandb.yaml says")
     for folder in fields(Folders):
         parser.add_argument(f"--{folder.name}", type=Path, default=folder.default, help=f"default: {folder.default}/")
     options = vars(parser.parse_args(arguments))
-    names, formats, tier, full = (options.pop(key) for key in ("names", "fmt", "tier", "full"))
+    names, formats, tier, full, wandb = (options.pop(key) for key in ("names", "fmt", "tier", "full", "wandb"))
     at = Folders(**options)
     try:
+        logger = logger_in(at.conf) if wandb else None
         for name in names or sorted(path.stem for path in at.specs.glob("*.yaml")):
-            print(*make(name, at, formats, tier, full=full), sep="\n")
+            print(*make(name, at, formats, tier, full=full, logger=logger), sep="\n")
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -94,7 +94,8 @@ def build(entity: str, project: str, *, tier: str = "testbed", group_by: str = "
         project=project,
         name="noisyrl",
         sections=sections,
-        runset_settings=ws.RunsetSettings(filters=f"Config('tier') = '{tier}'"),
+        # Not the runs of src/eval.py and of tables: their last scores would count twice.
+        runset_settings=ws.RunsetSettings(filters=f"Config('tier') = '{tier}' and Metric('JobType') = 'train'"),
     )
 
 

@@ -20,6 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, bro
 from tqdm import tqdm
 
 from noisyrl import checkpoint, probes, rollouts
+from noisyrl.allocator import keep_freed_memory
 from noisyrl.algos.base import Algorithm
 from noisyrl.correction.base import Correction
 from noisyrl.correction.none import NoCorrection
@@ -86,6 +87,8 @@ class Experiment:
         )
         if self.trainer.threads:
             torch.set_num_threads(self.trainer.threads)
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         folder = RunFolder(Path(self.runs) / self.name, config)
         try:
             self._check(accelerator)
@@ -106,6 +109,7 @@ class Experiment:
 
     def _check(self, accelerator: Accelerator) -> None:
         """Everything that can be refused before a model is loaded."""
+        self.logger.check()
         kind = accelerator.distributed_type
         if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
             raise InputError(

@@ -17,9 +17,12 @@ from noisyrl.checkpoint import checksums, weights_hash
 from noisyrl.evaluation import store
 from noisyrl.evaluation.harness import Evaluation
 from noisyrl.evaluation.run_folder import score_run
+from noisyrl.loggers.jsonl import JsonlLogger
+from noisyrl.loggers.wandb import WandbLogger
 from noisyrl.rollout.fast import FastSampler
 from noisyrl.spec import InputError
 from noisyrl.tasks.math import Chains
+from tests.loggers.offline import configured, files, history, read_back, started
 
 ROOT = Path(__file__).parents[2]
 FEW = {"train_items": 4, "heldout_items": 6}
@@ -44,7 +47,8 @@ def run_dir(lm, occasion, tmp_path) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     info = occasion["run_info"]
     choices = {"algo": info["algo"], "noise": info["noise"], "model": info["model"], "data": info["train_domain"]}
-    (folder / "manifest.json").write_text(json.dumps({"status": "completed", "choices": choices} | info))
+    manifest = {"status": "completed", "choices": choices, "config": config | {"seed": 0}, "tier": "smoke"}
+    (folder / "manifest.json").write_text(json.dumps(manifest | info))
     return folder
 
 
@@ -84,6 +88,31 @@ def test_noise_never_reaches_an_evaluation(run_dir):
     assert found[0] == found[1]
 
 
+def test_its_scores_are_mirrored_beside_the_training_run(run_dir, private_wandb):
+    evaluation = Evaluation(limit=2)
+    scores = score_run(run_dir, evaluation, logger=WandbLogger())
+    (folder,) = run_dir.glob("eval/*")
+    records = read_back(run_dir)
+    run, config = started(records), configured(records)
+    assert (run.job_type, run.run_group, run.display_name) == ("eval", "abc", "first-eval")
+    assert run.run_id == f"abc-s0-a1-{folder.name}"
+    assert config["eval"]["limit"] == 2 and config["data"]["train_items"] == 4 and config["eval_id"] == folder.name
+    assert (config["tier"], config["choices"]["algo"]) == ("smoke", "ppo")
+    (row,) = history(records)
+    assert row["global_step"] == 10 and {f"eval/{name}" for name in scores} < set(row)
+    assert all(row[f"eval/{name}"] == value for name, value in scores.items())
+    # The same evaluation again goes on with the same run, another one is a run of its own.
+    seen = []
+
+    class Noting(JsonlLogger):
+        def backend(self, run_dir, about):
+            seen.append(about["run_id"])
+
+    score_run(run_dir, evaluation, logger=Noting())
+    score_run(run_dir, Evaluation(limit=3), logger=Noting())
+    assert seen[0] == run.run_id != seen[1]
+
+
 def test_unknown_and_unfinished_runs_are_explained(run_dir):
     with pytest.raises(InputError, match="no run at .*second; runs there: first"):
         score_run(run_dir.parent / "second", Evaluation())
@@ -109,15 +138,22 @@ def test_every_eval_option_builds(name):
         assert isinstance(instantiate(compose("eval", [f"eval={name}", "run=x"]).eval), Evaluation)
 
 
-def test_the_command(run_dir):
+def test_scoring_has_the_mirrors_of_training():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        found = [instantiate(compose("eval", ["run=x", *words]).logger) for words in ([], ["logger=wandb"])]
+        assert found == [JsonlLogger(), WandbLogger()] and found[1].mode == "offline"
+
+
+def test_the_command(run_dir, private_wandb):
     def command(*arguments):
         return subprocess.run(
             [sys.executable, str(ROOT / "src/eval.py"), f"runs={run_dir.parent}", *arguments], text=True,
             capture_output=True, cwd=run_dir.parent, env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
         )  # fmt: skip
 
-    done = command("run=first", "eval=smoke", "eval.limit=2")
+    done = command("run=first", "eval=smoke", "eval.limit=2", "logger=wandb")
     assert done.returncode == 0, done.stderr
+    assert len(files(run_dir)) == 1 and "warning" not in done.stderr
     assert "testbed_math_ood/truncated" in done.stdout and "4/4 answered" in done.stderr
     assert len(list(run_dir.glob("eval/*/samples.parquet"))) == 1
     assert sorted(path.name for path in run_dir.parent.iterdir()) == ["first"]

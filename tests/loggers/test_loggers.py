@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
-import struct
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from hydra.utils import instantiate
 from noisyrl.loggers.base import Logger
 from noisyrl.loggers.jsonl import JsonlLogger
 from noisyrl.loggers.wandb import WandbLogger
+from noisyrl.spec import InputError
+from tests.loggers.offline import configured, files, history, read, read_back, started, summary
 
 CONF = Path(__file__).parents[2] / "conf"
 ABOUT = {
@@ -101,25 +103,13 @@ def test_wandb_that_is_not_installed_stops_nothing(tmp_path, capsys, monkeypatch
     assert "WandbLogger failed at start (ImportError: No module named 'wandb')" in capsys.readouterr().err
 
 
-@pytest.fixture
-def private_wandb(tmp_path, monkeypatch):
-    """Nothing of the user's account or home is read or written."""
-    for key in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
-        monkeypatch.setenv(key, str(tmp_path / "wandb-home"))
-    for key in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_RUN_ID", "WANDB_NAME", "WANDB_PROJECT"):
-        monkeypatch.delenv(key, raising=False)
-
-
 def test_wandb_writes_what_it_was_given(tmp_path, private_wandb):
     drive(WandbLogger(tags=["T1"]), tmp_path)
     records = read_back(tmp_path)
-    (run,) = [r.run for r in records if r.WhichOneof("record_type") == "run"][:1]
+    run, config, rows = started(records), configured(records), history(records)
     assert (run.run_id, run.display_name, run.run_group) == ("sweep-grpo-0", "grpo-flip0.3-s0", "cell-1")
     assert (run.project, run.job_type, list(run.tags)) == ("noisyrl", "train", ["T1"])
-    config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert config["algo"] == {"name": "grpo", "clip": 0.2} and config["choices"]["noise"] == "flip0.3"
-    steps = [r.history for r in records if r.WhichOneof("record_type") == "history"]
-    rows = [{name(item): json.loads(item.value_json) for item in step.item} for step in steps]
     assert [(row["global_step"], row["reward/clean_mean"]) for row in rows] == [(-1, -0.5), (0, 0), (0, 0), (1, 0.5)]
     axes = [r.metric for r in records if r.WhichOneof("record_type") == "metric"]
     assert {axis.glob_name for axis in axes if axis.step_metric == "global_step"} == {"*", "eval/*"}
@@ -136,50 +126,45 @@ def test_two_runs_of_one_process_do_not_mix(tmp_path, private_wandb):
         tracker.finish("failed" if job == "b" else "completed")
     for job, code in (("a", 0), ("b", 1)):
         records = read_back(tmp_path / job)
-        (row,) = [r.history for r in records if r.WhichOneof("record_type") == "history"]
-        assert {name(item) for item in row.item} & {"a", "b"} == {job}
+        (row,) = history(records)
+        assert set(row) & {"a", "b"} == {job}
         assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [code]
+
+
+def test_tables_and_pages_arrive_as_they_are(tmp_path, private_wandb):
+    cells = [{"row": "ppo", "mean": 0.5, "run_ids": "a b"}, {"row": "grpo", "mean": None, "run_ids": None}]
+    page = "<!doctype html>\n<p>ü</p>\n"
+    about = ABOUT | {"job_type": "table"}
+    tracker = WandbLogger().start(tmp_path, about)
+    tracker.log(0, {"cells": cells, "page": page})
+    tracker.finish("completed")
+    records = read_back(tmp_path)
+    (row,) = history(records)
+    folder = files(tmp_path)[0].parent / "files"
+    assert started(records).job_type == "table" and row["cells/nrows"] == 2
+    table = json.loads((folder / row["cells/path"]).read_text())
+    assert [dict(zip(table["columns"], line, strict=True)) for line in table["data"]] == cells
+    assert (folder / row["page/path"]).read_text() == page
+    # W&B shows the value that the summary holds.
+    assert summary(records)["cells/_type"] == "table-file" and summary(records)["page/_type"] == "html-file"
+
+
+def test_the_same_run_again_is_not_another_one(tmp_path, private_wandb):
+    for _ in range(2):
+        drive(WandbLogger(), tmp_path)
+        time.sleep(1.1)  # W&B names its folders by the second
+    assert len(files(tmp_path)) == 2 and {started(read(file)).run_id for file in files(tmp_path)} == {"sweep-grpo-0"}
+
+
+def test_what_is_not_installed_is_said_beforehand(monkeypatch):
+    JsonlLogger().check()
+    WandbLogger().check()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"W&B cannot be imported .*pip install -e '.\[wandb\]'"):
+        WandbLogger().check()
 
 
 @pytest.mark.parametrize(("name", "kind"), [("jsonl", JsonlLogger), ("wandb", WandbLogger)])
 def test_every_file_of_the_group_builds(name, kind):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert instantiate(compose(overrides=[f"+logger={name}"]).logger) == kind()
-
-
-def name(item):
-    return item.key or "/".join(item.nested_key)
-
-
-def read_back(folder):
-    """Records of the one W&B run below a folder. W&B writes from another process, shortly after `finish` returned."""
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    limit = time.monotonic() + 30
-    while time.monotonic() < limit:
-        records = parse(path)
-        if records and records[-1].WhichOneof("record_type") == "exit":
-            return records
-        time.sleep(0.05)
-    pytest.fail(f"{path} was never completed")
-
-
-def parse(path):
-    """A LevelDB log of 32 KiB blocks after a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, position, parts, records = path.read_bytes(), 7, b"", []
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        if kind == 0:  # the rest of the block is padding
-            position += left
-            continue
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            records.append(Record.FromString(parts))
-            parts = b""
-    return records

@@ -72,7 +72,7 @@ def test_the_dashboard_is_built_without_a_network(capsys):
     assert [section.name for section in built.sections] == list(wandb_workspace.SECTIONS)
     first = built.sections[0].panels[0]
     assert (first.x, list(first.y), first.groupby_rangefunc) == ("global_step", ["reward/clean_mean"], "stderr")
-    assert "smoke" in str(built.runset_settings.filters)
+    assert built.runset_settings.filters == "Config('tier') = 'smoke' and Metric('JobType') = 'train'"
     wandb_workspace.main([])
     assert "Learning" in capsys.readouterr().out
 
