@@ -20,7 +20,6 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, bro
 from tqdm import tqdm
 
 from noisyrl import checkpoint, probes, rollouts
-from noisyrl.allocator import keep_freed_memory
 from noisyrl.algos.base import Algorithm
 from noisyrl.correction.base import Correction
 from noisyrl.correction.none import NoCorrection
@@ -87,8 +86,6 @@ class Experiment:
         )
         if self.trainer.threads:
             torch.set_num_threads(self.trainer.threads)
-        if accelerator.device.type == "cpu":
-            keep_freed_memory()
         folder = RunFolder(Path(self.runs) / self.name, config)
         try:
             self._check(accelerator)
