@@ -39,7 +39,7 @@ _MUST_AGREE = (
     "max_new_tokens",
 )
 _FEWEST = 3  # seeds of a mark or of bold type
-_COLLAPSED = 0.10  # below the starting model
+COLLAPSED = 0.10  # below the starting model
 Key = tuple[str, ...]  # a row: the values of the spec's row parameters
 
 
@@ -320,7 +320,7 @@ def _collapses(table: Spec, grid: Grid) -> pd.DataFrame:
         for label, rows in grid.items():
             if key not in rows or not starts.get(label) or not starts[label].by_seed:
                 continue
-            floor = starts[label].matrix().mean() - _COLLAPSED
+            floor = starts[label].matrix().mean() - COLLAPSED
             for scored in rows[key].by_seed.values():
                 ends[scored.run.run_id] = ends.get(scored.run.run_id, False) or scored.questions_Q.mean() < floor
         low, high = wilson(sum(ends.values()), len(ends)) if ends else (float("nan"), float("nan"))
@@ -333,24 +333,29 @@ def _collapses(table: Spec, grid: Grid) -> pd.DataFrame:
     return pd.DataFrame(cells)
 
 
+def published(table: Spec, key: Key) -> pd.DataFrame:
+    """The lines of the file of published values that fit a row: none or one. InputError: the file was changed."""
+    assert table.reported
+    known = pd.read_csv(io.BytesIO(untouched(PAPER, _MENDED)), dtype=str)
+    named = key[table.rows.index(table.reported.row)]
+    for column, value in (table.reported.where | {"method": table.reported.names.get(named, named)}).items():
+        known = known[known[column] == value]
+    if len(known) > 1:
+        raise InputError(f"{PAPER.name}: {len(known)} values of {named} fit {table.reported.where}: narrow it")
+    return known
+
+
 def _reported(table: Spec, grid: Grid) -> pd.DataFrame:
     """Published values beside ours, each with its status; they enter no mean, test or rank."""
     assert table.reported
-    known = pd.read_csv(io.BytesIO(untouched(PAPER, _MENDED)), dtype=str)
-    for column, value in table.reported.where.items():
-        known = known[known[column] == value]
-    at = table.rows.index(table.reported.row)
     cells = []
     for key in _keys(grid.values()):
-        method = table.reported.names.get(key[at], key[at])
-        found = known[known["method"] == method]
-        if len(found) > 1:
-            raise InputError(f"{PAPER.name}: {len(found)} values of {method} fit {table.reported.where}: narrow it")
-        published = float(found["value"].iloc[0]) / 100 if len(found) else float("nan")
+        found = published(table, key)
+        value = float(found["value"].iloc[0]) / 100 if len(found) else float("nan")
         status = str(found["status"].iloc[0]) if len(found) else ""
         cells.append(
             _labels(table, key)
-            | {"column": table.reported.label, "kind": "reported", "benchmark": "", "mean": published, "mark": status}
+            | {"column": table.reported.label, "kind": "reported", "benchmark": "", "mean": value, "mark": status}
             | {"n": len(found), "planned": 0, "missing": 0, "diverged": 0}
         )
     return pd.DataFrame(cells)

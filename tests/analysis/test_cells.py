@@ -216,12 +216,30 @@ def test_a_cell_is_explained_by_its_runs(at):
     text = explain("five", {"algo": "ppo", "noise": "flip0.3"}, "toy", at)
     assert "shown: 62.5 ±" in text and "seed 2: missing" in text
     assert f"seed 3: 0.6250 over 8 questions, {at.runs}/ppo-3/eval/000010000003/samples.parquet" in text
+    assert "again, from the scores above: 0.625000" in text
     both = explain("five", {"algo": "grpo", "noise": "flip0.3"}, "Δ ppo, ALL", at)
-    assert "toy (toy):" in both and "ood (toy_ood):" in both and "p_holm: " in both
+    own, reference = both.split("minus algo=ppo, noise=flip0.3")
+    assert all(f"{at.runs}/grpo-{seed}/eval" in own for seed in (0, 1, 3, 4)) and "ppo-1/" not in own
+    assert "toy (toy):" in reference and "ood (toy_ood):" in reference and f"{at.runs}/ppo-1/eval" in reference
+    seeds = [0, 1, 3, 4]  # those that both have
+    gap = np.mean([a[seeds].mean() - b[seeds].mean() for a, b in zip(scores("grpo"), scores("ppo"), strict=True)])
+    assert f"mean: {gap:.4f}"[:-1] in own and f"again, from the scores above: {gap:.6f}" in reference
     path = at.runs / "ppo-3/eval/000010000003/aggregate.jsonl"
     path.write_text(path.read_text().replace('"value": 0.625', '"value": 0.75'))
     (path.parent / SUMS).write_text(checksums(path.parent))
     assert "BUT aggregate.jsonl says 0.7500" in explain("five", {"algo": "ppo", "noise": "flip0.3"}, "toy", at)
+
+
+def test_cells_that_are_no_scores_are_explained_too(at):
+    made(at, reported={"label": "reported", "where": {"table": "T1", "benchmark": "honor_dialogue/AVG"}})
+    start = explain("five", {"algo": "start"}, "ALL", at)
+    assert start.count("before training: 0.") == 2 and "eval/000000000000/samples.parquet" in start
+    assert "again, from the scores above: 0.375000" in start
+    collapsed = explain("five", {"algo": "ppo"}, "collapsed", at)
+    assert "toy: collapsed is what ends below 0.4000" in collapsed and collapsed.count(f"{at.runs}/ppo-4/eval") == 2
+    ppo = explain("five", {"algo": "ppo"}, "reported", at)
+    assert "value: 85.2" in ppo and "status: secondary_checked" in ppo and "source: " in ppo
+    assert "not in paper_values.csv" in explain("five", {"algo": "start"}, "reported", at)
 
 
 @pytest.mark.parametrize(
