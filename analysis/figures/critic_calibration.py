@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 
 from analysis.collect import Run
 from analysis.figures.drawing import PAGES, Drawn, chunks, left_out, sheet, titled
-from analysis.figures.groups import Group, Nothing, by_setting, half_width
+from analysis.figures.groups import Group, Nothing, half_width
 from analysis.figures.quantile_functions import levels
 from noisyrl.ops.quantiles import coverage, coverage_error, pit_histogram
 
@@ -78,25 +78,25 @@ def draw(groups: Sequence[Group]) -> Drawn:
     note = _note(absent)
     if not found:
         raise Nothing(f"no run has returns of continuations in probes/*.npz. {note}")
-    columns = [part for shown in by_setting(found).values() for part in chunks(shown, _COLUMNS)]
+    parts = chunks(list(found), _COLUMNS)  # settings share a page: many have a method or two
     pages = []
-    for part in columns[:PAGES]:
+    for part in parts[:PAGES]:
         has_quantiles = any(len(each.upto_M) for group in part for kind in found[group].values() for each in kind)
         plots = [_plot_coverage, _plot_pit, _plot_values] if has_quantiles else [_plot_values]
-        figure, axes = sheet(f"Is the critic right? {part[0].setting}", len(plots), len(part), size=(3.5, 2.8))
+        figure, axes = sheet("Is the critic right about what will come?", len(plots), len(part), size=(3.5, 2.8))
         for place, group in enumerate(part):
             steps = sorted({each.shot.step for kind in found[group].values() for each in kind})
-            titled(axes[0, place], f"{group.method}, step {', '.join(map(str, steps))}")
+            titled(axes[0, place], f"{group.setting}: {group.method}, step {', '.join(map(str, steps))}")
             for plot, panel in zip(plots, axes[:, place], strict=True):
                 plot(panel, found[group], group)
         if note:
-            lines = textwrap.wrap(note, int(17 * figure.get_figwidth()), max_lines=_NOTE, placeholder=" ... (all: CSV)")
+            lines = textwrap.wrap(note, int(21 * figure.get_figwidth()), max_lines=_NOTE, placeholder=" ... (all: CSV)")
             figure.supxlabel("\n".join(lines), fontsize=7, x=0.01, ha="left")
         pages.append(figure)
     rows = [row for group, kinds in found.items() for kind in kinds.items() for row in _rows(group, *kind)]
     fewest = min(each.count_P.sum() for kinds in found.values() for kind in kinds.values() for each in kind)
     exact = f"Shares are of {fewest} returns of a run or more: their standard error is at most {0.5 / fewest**0.5:.3f}."
-    caption = f"{_CAPTION} {exact} {note}{left_out(len(columns))}"
+    caption = f"{_CAPTION} {exact} {note}{left_out(len(parts))}"
     return Drawn(pages, pd.DataFrame([*rows, *absent]), caption.strip())
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.frame import ROOT
@@ -28,24 +29,31 @@ NOISE += ["noise@noise.second=adversarial", "noise.second.scope=step"]
 NOISE += ["noise@noise.third=dropout", "noise@noise.fourth=gaussian", "noise.fourth.unit=group"]
 
 
-def ledger(place, processes):
+def rewards(place, processes):
+    """The ledger, and the returns of the last snapshot's continuations: of three prompts, for four processes too."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     runs = place / f"by-{processes}"
     command += [str(place / "run.py"), str(runs), str(place / "model"), "algo=ppo", *NOISE]
-    command += ["trainer.prompts=8", "trainer.steps=3", "algo.critic.warmup_steps=1"]
+    command += ["trainer.prompts=8", "trainer.steps=3", "algo.critic.warmup_steps=1", "data.heldout_items=3"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return (runs / "x/ledger.jsonl").read_bytes()
+    with np.load(runs / "x/probes/step_000003.npz") as stored:
+        returns = {name: stored[name] for name in ("uid", "clean", "observed", "used")}
+    return (runs / "x/ledger.jsonl").read_bytes(), returns
 
 
-def test_one_two_and_four_processes_write_the_same_ledger(tmp_path):
+def test_one_two_and_four_processes_write_the_same_ledger_and_returns(tmp_path):
     (tmp_path / "run.py").write_text(RUN)
     save_model(tmp_path / "model")
-    alone = ledger(tmp_path, 1)
+    alone, returns = rewards(tmp_path, 1)
     rows = [json.loads(line) for line in alone.splitlines()]
     assert len(rows) == 4 * 8 * 4 and {row["clean"] for row in rows} == {0.0, 1.0}
     said = {name for row in rows for name in row["cause"].split("+")}
     assert {"flip", "adversarial", "dropout", "gaussian"} <= said
-    assert ledger(tmp_path, 2) == alone
-    assert ledger(tmp_path, 4) == alone
+    assert returns["observed"].shape == (3, 32) and np.isnan(returns["observed"]).any()
+    for processes in (2, 4):
+        shared, found = rewards(tmp_path, processes)
+        assert shared == alone
+        for name, x in returns.items():
+            assert np.array_equal(x, found[name], equal_nan=name != "uid"), name
