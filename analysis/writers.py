@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,8 @@ def _collapse(cell: Any) -> str:
 def _reported(cell: Any) -> str:
     if not cell.n:
         return ""
-    return f"{_ITALIC[0]}{100 * cell.mean:.1f}{'' if cell.mark == 'primary' else '°'}{_ITALIC[1]}"
+    # As it was printed: 28.75 stays 28.75.
+    return f"{_ITALIC[0]}{100 * cell.mean:.6g}{'' if cell.mark == 'primary' else '°'}{_ITALIC[1]}"
 
 
 def _half(cell: Any) -> str:
@@ -119,11 +121,11 @@ def _styled(written: str, bold: tuple[str, str], italic: tuple[str, str]) -> str
 
 def markdown(text: Text, frame: pd.DataFrame) -> str:
     """A heading-free Markdown fragment."""
-    table = wide(text, frame).map(lambda cell: _styled(cell.replace("*", r"\*"), ("**", "**"), ("*", "*")))
+    table = wide(text, frame).map(lambda cell: _styled(_md(cell), ("**", "**"), ("*", "*"))).rename(columns=_md)
     align = ["left"] * len(text.rows) + ["right"] * (table.shape[1] - len(text.rows))
     body = table.to_markdown(index=False, disable_numparse=True, colalign=align)
-    notes = "\n".join("- " + note.replace("*", r"\*") for note in text.notes)
-    return f"**{text.caption}**\n\n{body}\n\n{notes}\n"
+    notes = "\n".join("- " + _md(note) for note in text.notes)
+    return f"**{_md(text.caption)}**\n\n{body}\n\n{notes}\n"
 
 
 def latex(text: Text, frame: pd.DataFrame) -> str:
@@ -174,12 +176,15 @@ def html_table(text: Text, frame: pd.DataFrame) -> str:
 
 def _explained(cell: Any) -> str:
     """What a pointer on a cell shows."""
-    if not cell.n or cell.kind == "reported":
+    if cell.kind == "reported":
+        return f"published, {cell.mark}" if cell.n else ""
+    if not cell.n:
         return f"{cell.n} of {cell.planned} planned runs" if cell.planned else ""
     said = f"n = {cell.n}, 95 % interval {100 * cell.low:.1f} to {100 * cell.high:.1f}"
     if cell.kind == "difference" and not math.isnan(cell.p):
         said += f", p = {cell.p:.3g}, after Holm {cell.p_holm:.3g}"
-    return f"{said}\n{getattr(cell, 'run_ids', '') or ''}".strip()
+    ids = getattr(cell, "run_ids", None)  # NaN where a cell has none
+    return f"{said}\n{ids}" if isinstance(ids, str) else said
 
 
 def csv(text: Text, frame: pd.DataFrame) -> str:
@@ -194,6 +199,11 @@ def _tex(words: str) -> str:
     escapes = {"\\": r"\textbackslash ", "~": r"\textasciitilde ", "^": r"\textasciicircum "}
     escapes |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
     return "".join(escapes.get(sign, sign) for sign in words)
+
+
+def _md(words: str) -> str:
+    """Text for Markdown, in a table too; an underscore inside a word is none of its signs."""
+    return re.sub(r"([\\|*`\[\]<]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(words.split("\n")))
 
 
 def escaped(words: str) -> str:

@@ -270,6 +270,19 @@ def test_latex_and_html_are_escaped():
     assert "50% of a_b &amp; &lt;c&gt;" in html and "a_b&lt;c&gt;" in html and "http" not in html
 
 
+def test_markdown_is_escaped():
+    text = writers.Text("t", "a | b", ("algo",), ("<x> [y](z)",))
+    cell = {"algo": "_a_|b_c\n*", "column": "x|`y`", "kind": "score", "mean": float("nan")}
+    written = writers.markdown(text, pd.DataFrame([cell | {"n": 0, "planned": 1, "missing": 1, "diverged": 0}]))
+    assert r"**a \| b**" in written and r"- \<x> \[y\](z)" in written
+    assert r"| \_a\_\|b_c \* |" in written and r" x\|\`y\` |" in written
+
+
+def test_published_values_keep_their_digits():
+    cell = {"algo": "grpo", "column": "reported", "kind": "reported", "mark": "primary", "n": 1, "mean": 0.2875}
+    assert writers.plain(next(pd.DataFrame([cell]).itertuples())) == "28.75"
+
+
 def test_plan_understands_what_hydra_sweeps(tmp_path):
     (tmp_path / "s.yaml").write_text("hydra: {sweeper: {params: {algo: 'ppo,grpo', seed: 'range(0,3)'}}}")
     planned = plan.expand(tmp_path / "s.yaml", DATA / "conf")
