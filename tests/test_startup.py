@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from noisyrl import launch
+from noisyrl.evaluation import store
 from tests.frame import ROOT
 
 # Stops where the first step would begin and says what has been imported until then.
@@ -63,3 +64,28 @@ def test_jobs_of_one_process_leave_garbage_that_is_found():
     kept = [[] for _ in range(1000)]
     launch.build({"_target_": "noisyrl.noise.flip.Flip", "rate": 0.2})
     assert len(kept) == 1000 and gc.get_freeze_count() <= frozen and gc.isenabled()
+
+
+# Prints whether a library was imported by the way.
+ADOPT = """if True:
+    import sys
+    from pathlib import Path
+    from noisyrl.evaluation import store
+    from noisyrl.evaluation.rows import Subject
+
+    made, folder = map(Path, sys.argv[1:])
+    names = ("run_id", "cell_id", "algo", "noise", "model", "train_domain", "checkpoint_hash")
+    store.adopt(made, folder, Subject(**dict.fromkeys(names, "ä-7"), seed=0, step=0))
+    print("pandas" in sys.modules, store.read_samples(folder)["run_id"].to_pylist())
+"""
+
+
+def test_scores_of_the_starting_policy_are_taken_over_without_pandas(tmp_path):
+    """Which pyarrow imports for any value of Python's own."""
+    store.write(tmp_path / "made", aggregate=[], samples=[{"run_id": "", "qid": q} for q in "abc"], meta={})
+    words = [sys.executable, "-c", ADOPT, str(tmp_path / "made"), str(tmp_path / "adopted")]
+    done = subprocess.run(
+        words, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "False ['ä-7', 'ä-7', 'ä-7']"

@@ -24,7 +24,7 @@ def refuse_unknown_keys(config_dir: Path, config_name: str, words: Sequence[str]
     """Exits with status 1 and one message if a word `a.b=value` assigns a key that the chosen config does not have."""
     assigned = {match[1]: word for word in words if (match := _ASSIGNMENT.match(word))}
     groups = {key for key in assigned if (config_dir / key).is_dir()}
-    if assigned.keys() <= groups:
+    if assigned.keys() <= groups | set(OmegaConf.load(config_dir / f"{config_name}.yaml")):
         return  # and the config need not be composed
     choices = [word for word in words if (match := _CHOICE.match(word)) and (config_dir / match[1]).is_dir()]
     config = _composed(config_dir, config_name, [word.split(",")[0] for word in choices])

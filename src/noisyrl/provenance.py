@@ -203,7 +203,8 @@ def describe_git(where: Path) -> dict[str, Any]:
 def describe_environment() -> dict[str, Any]:
     """Versions and hardware."""
     cuda = torch.cuda.is_available()
-    installed = sorted(f"{found.name}=={found.version}" for found in importlib.metadata.distributions())
+    read = (found.metadata for found in importlib.metadata.distributions())  # asked for a name, each is read anew
+    installed = sorted(f"{metadata['Name']}=={metadata['Version']}" for metadata in read)
     return {
         "lock_sha256": hashlib.sha256("\n".join(installed).encode()).hexdigest(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},

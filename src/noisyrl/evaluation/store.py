@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -73,13 +74,15 @@ def has_texts(folder: Path) -> bool:
 Rows = Sequence[Mapping[str, Any]]
 
 
-def write(folder: Path, *, aggregate: Rows, samples: Rows, meta: Mapping[str, Any], texts: Rows = ()) -> None:
+def write(
+    folder: Path, *, aggregate: Rows, samples: Rows | pa.Table, meta: Mapping[str, Any], texts: Rows = ()
+) -> None:
     """The files of one evaluation; texts.jsonl.gz only if there are texts. A folder that exists already is kept."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (aside / AGGREGATE).write_text(_lines(aggregate))
-        pq.write_table(pa.Table.from_pylist(list(samples), schema=_schema(samples)), aside / SAMPLES)
+        pq.write_table(samples if isinstance(samples, pa.Table) else _table(samples), aside / SAMPLES)
         if texts:
             # No time stamp inside: the same texts give the same bytes.
             (aside / TEXTS).write_bytes(gzip.compress(_lines(texts).encode(), mtime=0))
@@ -96,10 +99,12 @@ def write(folder: Path, *, aggregate: Rows, samples: Rows, meta: Mapping[str, An
 
 def adopt(made: Path, folder: Path, subject: Subject) -> None:
     """`folder` with the evaluation in `made`, in the name of another run."""
+    samples = read_samples(made)
+    name = samples.schema.get_field_index("run_id")
     write(
         folder,
         aggregate=[of_run(row, subject) for row in read_aggregate(made)],
-        samples=[row | {"run_id": subject.run_id} for row in read_samples(made).to_pylist()],
+        samples=samples.set_column(name, samples.field(name), _repeated(subject.run_id, len(samples))),
         meta=read_meta(made) | {"subject": asdict(subject)},
         texts=read_texts(made) if has_texts(made) else (),
     )
@@ -154,13 +159,20 @@ def _read(path: Path) -> bytes:
     return untouched(path, f"delete {path.parent} and evaluate again, `python src/eval.py run=NAME`")
 
 
-def _schema(samples: Rows) -> pa.Schema:
-    """SAMPLE_SCHEMA, and a column for each further measure that some row has."""
+def _repeated(text: str, times: int) -> pa.Array:
+    """Made from bytes: for any value of Python's own pyarrow imports pandas, a quarter of a second at every start."""
+    content = text.encode()
+    ends = np.arange(times + 1, dtype=np.int32) * len(content)
+    return pa.StringArray.from_buffers(times, pa.py_buffer(ends), pa.py_buffer(content * times))
+
+
+def _table(samples: Rows) -> pa.Table:
+    """Under SAMPLE_SCHEMA, and with a column for each further measure that some row has."""
     schema = SAMPLE_SCHEMA
     for name in repeats.MEASURES:
         if any(name in row for row in samples):
             schema = schema.append(pa.field(name, pa.float32()))
-    return schema
+    return pa.Table.from_pylist(list(samples), schema=schema)
 
 
 def _lines(rows: Rows) -> str:

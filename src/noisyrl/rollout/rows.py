@@ -14,7 +14,7 @@ import torch
 
 from noisyrl.models.base import LanguageModel
 from noisyrl.rollout.base import row_keys
-from noisyrl.rollout.chat import Chat, end_tokens, prompt_tokens
+from noisyrl.rollout.chat import Chat, all_prompt_tokens, end_tokens
 from noisyrl.tasks.base import Task
 from noisyrl.types import Prompt, Rollout
 
@@ -69,7 +69,7 @@ def open_rows(
     if not prompts:
         raise ValueError("no prompts to sample from")
     keys = iter(row_keys(prompts, samples, seed=seed, step=step))
-    contexts = [prompt_tokens(lm.tokenizer, prompt, thinking=thinking) for prompt in prompts]
+    contexts = all_prompt_tokens(lm.tokenizer, prompts, thinking=thinking)
     return [
         Row(prompt, context, next(keys), group, sample)
         for group, (prompt, context) in enumerate(zip(prompts, contexts, strict=True))
