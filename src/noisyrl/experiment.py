@@ -41,7 +41,7 @@ from noisyrl.provenance import (
 )
 from noisyrl.records import RunFolder
 from noisyrl.rollout.base import Sampler
-from noisyrl.rollout.chat import prompt_tokens
+from noisyrl.rollout.chat import all_prompt_tokens
 from noisyrl.spec import InputError, Natural, spec
 from noisyrl.tasks.base import Task
 from noisyrl.tasks.base import batch as draw_prompts
@@ -381,12 +381,12 @@ def prepared_noise(
 def check_context(experiment: Experiment, lm: LanguageModel, prompts: Sequence[Prompt]) -> None:
     """InputError: a prompt and a full response do not fit the model's context."""
     room = lm.max_context - experiment.rollout.max_tokens
-    for prompt in prompts:
-        length = len(prompt_tokens(lm.tokenizer, prompt, thinking=experiment.rollout.enable_thinking))
-        if length > room:
+    contexts = all_prompt_tokens(lm.tokenizer, prompts, thinking=experiment.rollout.enable_thinking)
+    for prompt, context in zip(prompts, contexts, strict=True):
+        if len(context) > room:
             raise InputError(
-                f"prompt {prompt.uid} has {length} tokens, but the model's context of {lm.max_context} leaves {room} "
-                f"beside rollout.max_tokens={experiment.rollout.max_tokens}: shorten the prompt or lower that"
+                f"prompt {prompt.uid} has {len(context)} tokens, but the model's context of {lm.max_context} leaves "
+                f"{room} beside rollout.max_tokens={experiment.rollout.max_tokens}: shorten the prompt or lower that"
             )
 
 
