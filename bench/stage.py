@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from hydra import compose, initialize_config_dir
 from torch import nn
 
+from noisyrl.allocator import keep_freed_memory
 from noisyrl.experience import Collector
 from noisyrl.experiment import Experiment
 from noisyrl.launch import build, resolve
@@ -143,7 +144,8 @@ def prompts_of(made: Loop, number: int) -> list[Prompt]:
 
 
 def quiet() -> None:
-    """One thread, and no chatter from libraries between the lines of progress."""
+    """One thread and the allocator of a run for every side, and no chatter of libraries between lines of progress."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     for name in ("transformers", "accelerate", "trl", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)

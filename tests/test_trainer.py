@@ -13,7 +13,7 @@ from noisyrl.provenance import realised_noise
 from noisyrl.spec import InputError
 from noisyrl.tasks.base import batch as draw
 from noisyrl.trainer import Progress, Trainer, describe
-from noisyrl.types import Prompt
+from noisyrl.types import Prompt, rows, trimmed
 from tests.frame import ROOT, batch_for, built, gradients, loop_for, made_up_rollout
 
 SHARDED = """
@@ -160,3 +160,29 @@ def test_what_noise_did_is_counted():
     assert found["realised_false_positive_rate"] == pytest.approx(0.5)
     assert found["realised_j"] == pytest.approx(0.2) and found["corrupted_frac"] == pytest.approx(6 / 16)
     assert realised_noise(Progress())["realised_j"] is None
+
+
+def test_micro_batches_are_as_wide_as_their_longest_response():
+    algo, rollout = built("algo", "algo=dvpo"), made_up_rollout()
+    loop = loop_for(algo, micro_rows=2)
+    agent = loop.collector.accelerator.unwrap_model(loop.collector.agent)
+    seen = []
+    agent.critic.head.register_forward_pre_hook(lambda head, given: seen.append(given[0].shape[:2]))
+    batch = batch_for(loop, rollout)
+    loop._update(batch, algo.credit(batch), torch.arange(16), {}, critic_only=False)
+    last_B = torch.where(batch.mask_BT, torch.arange(batch.mask_BT.shape[1]), -1).amax(dim=1) + 1
+    widths = [(2, int(last_B[index].max())) for index in by_length(batch.rollout).split(2)]
+    assert len(set(widths)) > 2
+    assert seen == widths + [(16, batch.mask_BT.shape[1])] + widths  # estimates, the frame's own pass, the update
+
+
+def test_what_lies_behind_the_last_policy_token_is_cut_off():
+    rollout = made_up_rollout()
+    index = by_length(rollout)[-2:]
+    part = rows(rollout, index)
+    cut = trimmed(part, part)
+    behind = part.mask_BT.shape[1] - cut.mask_BT.shape[1]
+    assert behind > 0 and cut.mask_BT[:, -1].any() and not part.mask_BT[:, -behind:].any()
+    assert torch.equal(cut.tokens_BL, part.tokens_BL[:, :-behind]) and cut.prompts == part.prompts
+    nothing = replace(part, mask_BT=torch.zeros_like(part.mask_BT))
+    assert trimmed(nothing, nothing).mask_BT.shape == part.mask_BT.shape

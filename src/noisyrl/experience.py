@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,9 @@ from noisyrl.noise.base import Noise
 from noisyrl.rollout.base import Sampler
 from noisyrl.tasks.base import Task
 from noisyrl.tasks.deadline import graded
-from noisyrl.types import Batch, Prompt, Range, Rollout, Scores, Value, concat, rows, to_device
+from noisyrl.types import Batch, Prompt, Range, Rollout, Scores, Value, concat, placed, rows, to_device, trimmed
+
+S = TypeVar("S", bound=Value | Scores)
 
 
 @dataclass(frozen=True)
@@ -173,8 +176,11 @@ def by_length(rollout: Rollout) -> Tensor:
     return rollout.attention_BL.sum(dim=1).argsort(descending=True, stable=True)
 
 
-def in_micro_batches(function: Callable[[Rollout], Value | Scores], rollout: Rollout, micro_rows: int):
+def in_micro_batches(function: Callable[[Rollout], S], rollout: Rollout, micro_rows: int) -> S:
     """`function` of every row, computed `micro_rows` rows at a time, in the order of the rollout."""
-    order_B = by_length(rollout)
-    parts = [function(rows(rollout, index)) for index in order_B.split(micro_rows)]
-    return rows(concat(parts), order_B.argsort())
+    indices = by_length(rollout).split(micro_rows)
+    parts = []
+    for index in indices:
+        part = rows(rollout, index)
+        parts.append(function(trimmed(part, part)))
+    return placed(parts, indices, rollout.mask_BT.shape)

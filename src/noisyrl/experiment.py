@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from noisyrl import checkpoint, probes, rollouts
 from noisyrl.algos.base import Algorithm
+from noisyrl.allocator import keep_freed_memory
 from noisyrl.correction.base import Correction
 from noisyrl.correction.none import NoCorrection
 from noisyrl.evaluation.harness import Evaluation
@@ -86,6 +87,8 @@ class Experiment:
         )
         if self.trainer.threads:
             torch.set_num_threads(self.trainer.threads)
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         folder = RunFolder(Path(self.runs) / self.name, config)
         try:
             self._check(accelerator)

@@ -28,7 +28,7 @@ from noisyrl.policy import Agent
 from noisyrl.rollouts import Stored
 from noisyrl.spec import Count, Natural, NonNegative, Positive, spec
 from noisyrl.tasks.base import batch as draw_prompts
-from noisyrl.types import Batch, Credit, Loss, rows
+from noisyrl.types import Batch, Credit, Loss, rows, trimmed
 
 # Share of the reward range within which a quantile counts as equal to an outcome; below the calibrated critic's kappa.
 TOLERANCE = 0.05
@@ -204,6 +204,8 @@ class Loop:
         weights_BT = self.algo.token_weights(batch.mask_BT[index.to(batch.mask_BT.device)])
         for micro, micro_weights_BT, sync in self._micro_batches(batch, index, weights_BT):
             part, owed = rows(batch, micro), rows(credit, micro)
+            part, owed = trimmed(part, part.rollout), trimmed(owed, part.rollout)
+            micro_weights_BT = micro_weights_BT[:, : part.mask_BT.shape[1]]
             with sync:
                 scores, value = self.collector.agent(
                     part.rollout, part.reference, values_only=critic_only, freeze_policy=critic_only

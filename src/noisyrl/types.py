@@ -141,7 +141,7 @@ class EnsembleValue(Value):
     heads_BTH: Tensor
 
     def diagnostics(self, outcome_B: Tensor, mask_BT: Tensor, tolerance: float) -> dict[str, float]:
-        return {"critic/head_disagreement": _disagreement(self.heads_BTH, mask_BT)}
+        return {"critic/head_disagreement": _disagreement(self.heads_BTH[mask_BT])}
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class QuantileValue(Value):
     quantiles_BTHM: Tensor
 
     def diagnostics(self, outcome_B: Tensor, mask_BT: Tensor, tolerance: float) -> dict[str, float]:
-        quantiles_NM = self.ensemble_BTM[mask_BT]
+        quantiles_NM, quantiles_NHM = self.ensemble_BTM[mask_BT], self.quantiles_BTHM[mask_BT]
         outcome_N = outcome_B[:, None].expand_as(mask_BT)[mask_BT]
         count = quantiles_NM.shape[-1]
         tau_M, sorted_NM = midpoints(count).to(quantiles_NM), ascending(quantiles_NM)
@@ -160,12 +160,12 @@ class QuantileValue(Value):
         weights_M = tail_weights(count, _TAIL).to(quantiles_NM)
         middle_N = sorted_NM[:, (count - 1) // 2]
         return {
-            "critic/crossing_frac": float(crossing_rate(self.quantiles_BTHM)[mask_BT].mean()),
+            "critic/crossing_frac": float(crossing_rate(quantiles_NHM).mean()),
             "critic/coverage_error": float(coverage_error(sorted_NM, outcome_N, tau_M, tolerance=tolerance)),
             "critic/pit_error": float((histogram - 1 / len(histogram)).abs().sum() / 2),
             "critic/lower_spread": float((middle_N - sorted_NM @ weights_M).mean()),
             "critic/upper_spread": float((sorted_NM @ weights_M.flip(0) - middle_N).mean()),
-            "critic/head_disagreement": _disagreement(self.quantiles_BTHM.mean(dim=-1), mask_BT),
+            "critic/head_disagreement": _disagreement(quantiles_NHM.mean(dim=-1)),
         }
 
 
@@ -209,11 +209,9 @@ class FloorValue(Value):
 _TAIL = 0.1  # mass of each tail in the spreads that are logged
 
 
-def _disagreement(heads_BTH: Tensor, mask_BT: Tensor) -> float:
+def _disagreement(heads_NH: Tensor) -> float:
     """Mean over tokens of the standard deviation between heads; 0 for one head."""
-    if heads_BTH.shape[-1] < 2:
-        return 0.0
-    return float(masked_mean(heads_BTH.std(dim=-1), mask_BT))
+    return float(heads_NH.std(dim=-1).mean()) if heads_NH.shape[-1] > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -268,9 +266,38 @@ def rows(x: X, index: Tensor) -> X:
     return _each(x, lambda t: t.index_select(0, index.to(t.device)), lambda s: [s[i] for i in index.tolist()])
 
 
+def trimmed(x: X, rollout: Rollout) -> X:
+    """A rollout, or something else about its rows, without the columns behind its last policy token.
+
+    Of a few rows of a batch these columns are mostly padding. Tensors of two axes or more are [B, T, ...] or [B, L].
+    """
+    used = rollout.mask_BT.any(dim=0).nonzero()
+    behind = rollout.mask_BT.shape[1] - int(used[-1]) - 1 if len(used) else 0
+    lengths = (rollout.mask_BT.shape[1], rollout.tokens_BL.shape[1])
+    return _each(x, lambda t: t[:, : t.shape[1] - behind] if t.dim() > 1 and t.shape[1] in lengths else t, lambda s: s)
+
+
 def to_device(x: X, device: torch.device) -> X:
     """The same thing with every tensor on `device`."""
     return _each(x, lambda t: t.to(device), lambda s: s)
+
+
+def placed(parts: Sequence[Any], indices: Sequence[Tensor], shape: torch.Size) -> Any:
+    """Rows of values or scores at their places in [B, T, ...] of this shape; 0 elsewhere.
+
+    indices  rows [N] (int64) of each part, which may have fewer columns than T
+    """
+
+    def join(name: str) -> Tensor | None:
+        tensors = [getattr(part, name) for part in parts]
+        if tensors[0] is None:
+            return None
+        out = tensors[0].new_zeros(*shape, *tensors[0].shape[2:])
+        for index, x in zip(indices, tensors, strict=True):
+            out[index, : x.shape[1]] = x
+        return out
+
+    return replace(parts[0], **{f.name: join(f.name) for f in fields(parts[0])})
 
 
 def concat(parts: Sequence[Any]) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad, softplus
+from torch.nn.functional import softplus
 
 from noisyrl.critics.base import CriticSpec, Head, Sight
 from noisyrl.critics.heads import HeadStack
@@ -93,24 +93,30 @@ class _Spread(torch.autograd.Function):
     def forward(ctx: Any, raw: Tensor) -> Tensor:
         width = softplus(raw[..., 1:2])
         gap_G = raw[..., 2:].softmax(dim=-1)
-        shape_M = pad(gap_G, (1, 0)).cumsum(dim=-1)
-        shape_M -= shape_M.mean(dim=-1, keepdim=True)
-        ctx.save_for_backward(raw[..., 1:2], width, gap_G, shape_M)
-        return torch.addcmul(raw[..., :1], shape_M, width)
+        sum_M = gap_G.new_empty(*gap_G.shape[:-1], gap_G.shape[-1] + 1)
+        sum_M[..., 0] = 0
+        torch.cumsum(gap_G, dim=-1, out=sum_M[..., 1:])
+        average = sum_M.mean(dim=-1, keepdim=True)
+        ctx.save_for_backward(raw[..., 1:2], width, gap_G, sum_M, average)
+        return torch.addcmul(raw[..., :1] - width * average, sum_M, width)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_M: Tensor) -> Tensor:
-        before, width, gap_G, shape_M = ctx.saved_tensors
+        before, width, gap_G, sum_M, average = ctx.saved_tensors
         count = grad_M.shape[-1]
-        total = grad_M.sum(dim=-1, keepdim=True)
+        out = grad_M.new_empty(*grad_M.shape[:-1], count + 1)
+        total, widen, lift_G = out[..., :1], out[..., 1:2], out[..., 2:]
+        torch.sum(grad_M, dim=-1, keepdim=True, out=total)
+        widen.copy_(((grad_M * sum_M).sum(dim=-1, keepdim=True) - average * total) * before.sigmoid())
         # A gap lifts the quantiles above it by `width` and, with their mean, all of them by their share of it.
-        above_G = torch.arange(count - 1, 0, -1, dtype=grad_M.dtype, device=grad_M.device)
-        lift_G = torch.addcmul(total, total, above_G, value=-1 / count)
-        lift_G -= grad_M[..., :-1].cumsum(dim=-1)
-        lift_G -= (lift_G * gap_G).sum(dim=-1, keepdim=True)
-        widen = (grad_M * shape_M).sum(dim=-1, keepdim=True) * before.sigmoid()
-        return torch.cat([total, widen, lift_G.mul_(gap_G).mul_(width)], dim=-1)
+        above_G = torch.arange(count - 1, 0, -1, dtype=grad_M.dtype, device=grad_M.device) / count
+        torch.cumsum(grad_M[..., :-1], dim=-1, out=lift_G)
+        lift_G.addcmul_(total, above_G)
+        own = (lift_G * gap_G).sum(dim=-1, keepdim=True)  # the softmax's; signs and `total` cancel
+        torch.sub(own, lift_G, out=lift_G)
+        lift_G.mul_(gap_G).mul_(width)
+        return out
 
 
 def _softplus_inverse(x: float) -> float:

@@ -88,18 +88,17 @@ def mixture_target(reward_BT: Tensor, quantiles_BTM: Tensor, mask_BT: Tensor, *,
     _check(mask_BT, reward=reward_BT, quantiles=quantiles_BTM)
     if not 0 <= lam <= 1:
         raise ValueError(f"lam is {lam}: it is a probability here, set it in [0, 1]")
-    reward_BT1 = keep(reward_BT, mask_BT).double()[..., None]
-    sorted_BTM = ascending(keep(quantiles_BTM, mask_BT[..., None]).double())
-    out_BTM = torch.empty_like(quantiles_BTM)
-    next_BM = torch.zeros_like(sorted_BTM[:, 0])
+    out_BTM = torch.zeros_like(quantiles_BTM)
+    next_BM = torch.zeros_like(quantiles_BTM[:, 0], dtype=torch.float64)
     target_BM = torch.zeros_like(next_BM)
     for t in range(out_BTM.shape[1] - 1, -1, -1):
         real_N = mask_BT[:, t].nonzero().squeeze(1)  # the others carry what they have across
-        backed_up_NM = _mixture_quantiles(next_BM[real_N], target_BM[real_N], lam)
-        target_BM[real_N] = reward_BT1[real_N, t] + gamma * backed_up_NM
-        next_BM[real_N] = sorted_BTM[real_N, t]
-        out_BTM[:, t] = target_BM
-    return ascending(keep(out_BTM, mask_BT[..., None]))  # rounding may have swapped equal atoms
+        target_NM = _mixture_quantiles(next_BM[real_N], target_BM[real_N], lam)
+        target_NM = reward_BT[real_N, t, None] + gamma * target_NM
+        target_BM[real_N] = target_NM
+        next_BM[real_N] = ascending(quantiles_BTM[real_N, t].double())
+        out_BTM[real_N, t] = ascending(target_NM.to(out_BTM.dtype))  # rounding may have swapped equal atoms
+    return out_BTM
 
 
 @torch.no_grad()
@@ -234,17 +233,24 @@ def _mixture_quantiles(first_BM: Tensor, second_BM: Tensor, second_frac: float) 
     first_frac, count = 1 - second_frac, first_BM.shape[-1]
     index_M = torch.arange(count, dtype=first_BM.dtype, device=first_BM.device)
     edge_E = index_M[1:]
+    row_B1 = torch.arange(0, first_BM.numel(), count, device=first_BM.device)[:, None]
+
+    def at(x_BM: Tensor, place_BE: Tensor) -> Tensor:  # a third of the time of x_BM.gather
+        return x_BM.flatten().index_select(0, place_BE.flatten()).view_as(place_BE)
+
     begin_BM = count_below(second_BM, first_BM).double().mul_(second_frac).add_(index_M, alpha=first_frac)
     bin_BM = begin_BM.long().clamp_(max=count - 1)
     begun_BM = torch.zeros_like(bin_BM).scatter_add_(1, bin_BM, torch.ones_like(bin_BM)).cumsum(dim=1)
     last_BE = (begun_BM[:, :-1] - 1).clamp_(min=0)
-    part_BE = (edge_E - begin_BM.gather(1, last_BE)).div_(first_frac).clamp_(0, 1)
-    used_BE = (edge_E - first_frac * (last_BE + part_BE)).div_(second_frac).clamp_(0, count)
+    place_BE = last_BE + row_B1
+    part_BE = (edge_E - at(begin_BM, place_BE)).div_(first_frac).clamp_(0, 1)
+    used_BE = (last_BE + part_BE).mul_(-first_frac).add_(edge_E).div_(second_frac).clamp_(0, count)
     whole_BE = used_BE.long().clamp_(max=count - 1)
-    first_sum_BM, second_sum_BM = first_BM.cumsum(dim=1), second_BM.cumsum(dim=1)
-    first_left_BE = first_sum_BM.gather(1, last_BE).addcmul_(part_BE - 1, first_BM.gather(1, last_BE))
     rest_BE = used_BE.sub_(whole_BE).sub_(1)
-    second_left_BE = second_sum_BM.gather(1, whole_BE).addcmul_(rest_BE, second_BM.gather(1, whole_BE))
+    first_sum_BM, second_sum_BM = first_BM.cumsum(dim=1), second_BM.cumsum(dim=1)
+    first_left_BE = at(first_sum_BM, place_BE).addcmul_(part_BE.sub_(1), at(first_BM, place_BE))
+    place_BE = whole_BE.add_(row_B1)
+    second_left_BE = at(second_sum_BM, place_BE).addcmul_(rest_BE, at(second_BM, place_BE))
     left_BE = first_left_BE.mul_(first_frac).add_(second_left_BE, alpha=second_frac)
     all_B1 = first_frac * first_sum_BM[:, -1:] + second_frac * second_sum_BM[:, -1:]
     return torch.diff(left_BE, prepend=torch.zeros_like(all_B1), append=all_B1)

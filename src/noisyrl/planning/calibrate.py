@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from noisyrl import rng
+from noisyrl.allocator import keep_freed_memory
 from noisyrl.loggers.jsonl import JsonlLogger
 from noisyrl.models.base import LanguageModel, ModelSpec
 from noisyrl.peak_memory import peak_bytes
@@ -122,6 +123,7 @@ def calibrated(  # noqa: PLR0913 - what is run, at what size, in what words
     before, held = clock(), peak_bytes()
     if threads:
         torch.set_num_threads(threads)
+    keep_freed_memory()
     context = getattr(e.model, "max_context_tokens", None) or int(work.prompt_tokens.max()) + e.rollout.max_tokens
     quiet = replace(e, model=_Untrained(shape=shape, words=words, context=context), logger=JsonlLogger())
     bench = _Bench(quiet, config, choices, responses, clock)
