@@ -54,11 +54,8 @@ eval: setup ## score a finished run: RUN=NAME, ARGS="eval=smoke"
 regrade: setup ## grade the stored answers of a run with the rules of today, nothing generated: RUN=NAME
 	$(BIN)/python -m noisyrl.evaluation regrade $(RUNS)/$(RUN)
 
-# Products are made again when the content of what they are made of has changed, whatever its time stamps say: the
-# store is append-only, so a target's age says nothing. An evaluation's SHA256SUMS stands for its samples.
-INPUTS = { find $(RUNS) -mindepth 2 \( -name manifest.json -o -name config.yaml -o -name SHA256SUMS -o -name metrics.jsonl \) \
-	-not -path '*/checkpoints/*' -print0 2>/dev/null; find analysis sweeps conf src -type f -not -name '*.pyc' -print0; } \
-	| LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
+# Products are made again when the content of what they are made of has changed, whatever its time stamps say.
+INPUTS = $(BIN)/python -m analysis.inputs $(RUNS) sweeps conf
 # $(call made,NAME,FOLDER,COMMAND): the stamp lies beside the products and goes with them.
 define made
 @stamp="$(2)/.$(1).sha256"; now="$$($(INPUTS)) $(subst ",,$(3))"; \

@@ -20,7 +20,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from analysis.cells import Grid, Key, behind, difference, results
-from analysis.collect import Run, load_runs
+from analysis.collect import Run
 from analysis.inference import LEVEL, Difference, holm, seeds_needed
 from analysis.plan import expand, join
 from analysis.table_spec import Spec, find_spec
@@ -129,7 +129,7 @@ def _shown(found: Difference | None) -> str:
 
 def judge_all(claims: Sequence[Claim], at: Folders, tier: str | None = None) -> list[Judged]:
     """Every claim against the runs in the store."""
-    runs: list[Run] = load_runs(at.runs) if at.runs.is_dir() else []
+    runs: list[Run] = at.store if at.runs.is_dir() else []
     tables: dict[str, tuple[Spec, Grid]] = {}
     for name in dict.fromkeys(claim.table for claim in claims):
         table = find_spec(at.specs, name, tier)

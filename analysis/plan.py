@@ -7,20 +7,22 @@ seed therefore never meet in one cell, and a run made for one table serves all t
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
 from analysis.collect import COMPLETED, DIVERGED, Run, dotted
-from noisyrl.launch import resolve
+from analysis.cores import each
+from noisyrl.models import cache
 from noisyrl.records import config_hash, difference, seedless
 from noisyrl.spec import InputError
 
@@ -62,24 +64,98 @@ def expand(sweep: Path, conf: Path, tier: str | None = None) -> list[Planned]:
     conf  folder with train.yaml
     tier  option of conf/tier, which may set ${seeds} and more; None = the default
     InputError: no such file, it sweeps nothing, or one of its values does not compose.
+
+    Composing takes a tenth of a second a cell, so plans are kept in the cache, under a hash of all they follow from.
     """
+    params = _params(sweep)
+    key = _follows_from(params, conf, tier)
+    if key is None:
+        return _read(_expand(sweep, params, conf, tier))
+    cache.refuse_unwritable()
+    folder = cache.root() / f"plan-{sweep.stem}-{key[:20]}"
+    cache.entry(folder, lambda made: _write(made / _PLAN, _expand(sweep, params, conf, tier)))
+    return _read(json.loads(gzip.decompress((folder / _PLAN).read_bytes())))
+
+
+_PLAN = "plan.json.gz"
+
+
+def _params(sweep: Path) -> Mapping[str, Any]:
     if not sweep.exists():
         raise InputError(f"no sweep file {sweep}: the key `sweep` of the table's spec names it")
     content = yaml.safe_load(sweep.read_text()) or {}
     params = content.get("hydra", {}).get("sweeper", {}).get("params")
     if not params or set(content) - {"hydra"}:
         raise InputError(f"{sweep}: put everything it sets under hydra.sweeper.params, and nothing elsewhere")
+    return params
+
+
+def _follows_from(params: Mapping[str, Any], conf: Path, tier: str | None) -> str | None:
+    """A hash of all that decides a plan; None = the configs also read what is no file, such as the environment."""
+    files = sorted(path for path in conf.rglob("*") if path.is_file())
+    contents = {str(path.relative_to(conf)): path.read_bytes() for path in files}
+    if any(sign in content for content in contents.values() for sign in (b"${oc.env", b"${now")):
+        return None
+    launch = find_spec("noisyrl.launch")  # found, not imported
+    assert launch and launch.origin
+    code = [Path(source).read_bytes() for source in (__file__, launch.origin)]
+    parts = [json.dumps([list(params.items()), tier, version("hydra-core"), version("omegaconf")]).encode(), *code]
+    parts += [part for name, content in contents.items() for part in (name.encode(), content)]
+    return hashlib.sha256("".join(hashlib.sha256(part).hexdigest() for part in parts).encode()).hexdigest()
+
+
+def _write(file: Path, plan: Mapping[str, Any]) -> None:
+    text = json.dumps(plan)
+    assert json.loads(text) == plan
+    file.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def _read(plan: Mapping[str, Any]) -> list[Planned]:
+    configs = plan["configs"]
+    ids = [config_hash(config)[:12] for config in configs]
+    return [
+        Planned(values, ids[cell], int(values.get("seed", configs[cell]["seed"])), configs[cell])
+        for values, cell in plan["planned"]
+    ]
+
+
+def _expand(sweep: Path, params: Mapping[str, Any], conf: Path, tier: str | None) -> dict[str, Any]:
+    """{"configs": one of each cell, "planned": [values, place of their config] of every combination}."""
+    from hydra import compose, initialize_config_dir  # here: plans that are kept do without
+    from hydra.errors import HydraException
+
+    from noisyrl.launch import resolve
+
     chosen = [f"tier={tier}"] if tier else []
-    cells: dict[frozenset, dict[str, Any]] = {}
+
+    def composed(values: Mapping[str, str]) -> dict[str, Any]:
+        try:
+            return resolve(compose("train", [*chosen, *(f"{key}={value}" for key, value in values.items())]))
+        except HydraException as error:
+            raise InputError(f"{sweep}: {str(error).splitlines()[0]}") from None
+
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         resolved = _resolved(params, chosen)
         values = [_values(key, value) for key, value in resolved.items()]
         combinations = [dict(zip(resolved, combination, strict=True)) for combination in product(*values)]
-        return [_identify(combination, cells, sweep, chosen) for combination in combinations]
+        cells: dict[frozenset, dict[str, str]] = {}  # the configs of one cell differ in the seed only
+        for combination in combinations:
+            cells.setdefault(_seedless(combination), combination)
+        configs = list(each(composed, list(cells.values())))
+    places = {cell: place for place, cell in enumerate(cells)}
+    return {"configs": configs, "planned": [[values, places[_seedless(values)]] for values in combinations]}
+
+
+def _seedless(values: Mapping[str, str]) -> frozenset:
+    return frozenset(item for item in values.items() if item[0] != "seed")
 
 
 def _resolved(params: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, Any]:
     """The parameters with interpolations such as ${seeds} taken from the config of the chosen tier."""
+    from hydra import compose
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
     try:
         root = compose("train", list(chosen))
     except HydraException as error:
@@ -119,19 +195,7 @@ def near_misses(matches: Iterable[Match], runs: Sequence[Run]) -> dict[str, list
 
 
 def _values(key: str, value: object) -> list[str]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
     override = OverridesParser.create().parse_override(f"{key}={value}")
     return list(override.sweep_string_iterator()) if override.is_sweep_override() else [str(value)]
-
-
-def _identify(
-    values: Mapping[str, str], cells: dict[frozenset, dict[str, Any]], sweep: Path, chosen: Sequence[str]
-) -> Planned:
-    """`cells` remembers configs: those of one cell differ in the seed only, and composing takes a twentieth second."""
-    cell = frozenset(item for item in values.items() if item[0] != "seed")
-    if cell not in cells:
-        try:
-            cells[cell] = resolve(compose("train", [*chosen, *(f"{key}={value}" for key, value in values.items())]))
-        except HydraException as error:
-            raise InputError(f"{sweep}: {str(error).splitlines()[0]}") from None
-    config = cells[cell]
-    return Planned(values, config_hash(config)[:12], int(values.get("seed", config["seed"])), config)

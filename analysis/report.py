@@ -23,8 +23,11 @@ import pandas as pd
 from analysis import status, writers
 from analysis.cells import results
 from analysis.claims import Judged, frame, judge, read_claims
-from analysis.collect import COMPLETED, DIVERGED, UNFINISHED, Run, dotted, load_runs
-from analysis.figures.__main__ import make
+from analysis.collect import COMPLETED, DIVERGED, UNFINISHED, Run, dotted
+from analysis.figures import kept
+from analysis.figures.__main__ import FIGURES, make
+from analysis.figures.courses import STEPS
+from analysis.inputs import digest
 from analysis.plan import Planned, expand, join
 from analysis.table_spec import Spec, find_spec
 from analysis.tables import Folders, Table, prepare
@@ -58,14 +61,20 @@ class Store:
     runs: Sequence[Run]
     plans: Mapping[str, Sequence[Planned]]
     specs: Mapping[str, Spec]
+    drawn: Mapping[str, tuple[str, Sequence[bytes]]]
+    """Figures that need not be drawn: caption, and its pages as PNG."""
 
 
-def read(at: Folders, tier: str | None = None) -> Store:
-    """InputError: no runs, or a spec, sweep or manifest is wrong."""
-    runs = load_runs(at.runs)
+def read(at: Folders, tier: str | None = None, figures: Path | None = None) -> Store:
+    """figures: a folder of figures, used where they were made of these runs by this code.
+
+    InputError: no runs, or a spec, sweep or manifest is wrong.
+    """
+    drawn = kept.find(figures, digest(at.runs, options=(STEPS,)), ".png") if figures else {}
+    runs = at.store
     plans = {path.stem: expand(path, at.conf, tier) for path in sorted(at.sweeps.glob("*.yaml"))}
     specs = {path.stem: find_spec(at.specs, path.stem, tier) for path in sorted(at.specs.glob("*.yaml"))}
-    return Store(at, tier, runs, plans, dict(sorted(specs.items(), key=_place)))
+    return Store(at, tier, runs, plans, dict(sorted(specs.items(), key=_place)), drawn)
 
 
 def _place(named: tuple[str, Spec]) -> tuple[int, str]:
@@ -165,20 +174,31 @@ def _one_table(name: str, table: Table) -> Iterator[str]:
 
 def _figures(store: Store) -> Iterator[str]:
     skipped = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, caption, files in make([], store.runs, Path(folder), formats=["png"]):
-            if not files:
-                skipped.append(f"{name}: {caption}")
-                continue
-            yield f'<h3 id="figure-{name}">{name.replace("_", " ").capitalize()}</h3>'
-            for file in files:
-                if file.suffix == ".png":
-                    picture = base64.b64encode(file.read_bytes()).decode()
-                    yield f'<figure><img alt="{escaped(name)}" src="data:image/png;base64,{picture}"></figure>'
-            yield _said(caption)
+    drawn = {**store.drawn, **_draw([name for name in FIGURES if name not in store.drawn], store.runs)}
+    for name in FIGURES:
+        caption, pictures = drawn[name]
+        if not pictures:
+            skipped.append(f"{name}: {caption}")
+            continue
+        yield f'<h3 id="figure-{name}">{name.replace("_", " ").capitalize()}</h3>'
+        for picture in pictures:
+            data = base64.b64encode(picture).decode()
+            yield f'<figure><img alt="{escaped(name)}" src="data:image/png;base64,{data}"></figure>'
+        yield _said(caption)
     if skipped:
         yield _said("Not drawn: " + "; ".join(skipped) + ".")
     yield _said("python -m analysis.figures writes each as PDF and PNG, with the numbers behind it as CSV.")
+
+
+def _draw(names: Sequence[str], runs: Sequence[Run]) -> dict[str, tuple[str, list[bytes]]]:
+    """{name: (caption, pages as PNG)}"""
+    if not names:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            name: (caption, [file.read_bytes() for file in files if file.suffix == ".png"])
+            for name, caption, files in make(names, runs, Path(folder), formats=["png"])
+        }
 
 
 def _sweeps(store: Store) -> Iterator[str]:
@@ -293,11 +313,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for folder in fields(Folders):
         default = Path("report") if folder.name == "out" else folder.default
         parser.add_argument(f"--{folder.name}", type=Path, default=default, help=f"default: {default}/")
+    parser.add_argument("--figures", type=Path, default=Path("figures"),
+                        help="taken from here where they are as they would be drawn; default: figures/")  # fmt: skip
     options = vars(parser.parse_args(arguments))
-    tier = options.pop("tier")
+    tier, figures = options.pop("tier"), options.pop("figures")
     at = Folders(**options)
     try:
-        text = report(read(at, tier))
+        store = read(at, tier, figures)
+        if store.drawn:
+            print(f"{len(store.drawn)} of {len(FIGURES)} figures as they are in {figures}/, made of the same runs")
+        text = report(store)
     except InputError as error:
         sys.exit(f"error: {error}")
     file = at.out / f"report{f'-{tier}' if tier else ''}.html"

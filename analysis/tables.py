@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -34,6 +35,11 @@ class Folders:
     specs: Path = Path("analysis/specs")
     sweeps: Path = Path("sweeps")
     conf: Path = Path("conf")
+
+    @cached_property
+    def store(self) -> list[Run]:
+        """The runs as they are when first asked for."""
+        return load_runs(self.runs)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ def make(
     InputError: anything the user can mend.
     """
     table = find_spec(at.specs, name, tier)
-    found = prepare(name, table, expand(at.sweeps / f"{table.sweep}.yaml", at.conf, tier), load_runs(at.runs))
+    plan = expand(at.sweeps / f"{table.sweep}.yaml", at.conf, tier)
+    found = prepare(name, table, plan, at.store)
     for change, names in found.left_out.items():
         print(f"note: left out for their config (stored -> planned): {', '.join(names)}\n{change}", file=sys.stderr)
     if full and (poor := lacking(found)):

@@ -13,13 +13,14 @@ import pandas as pd
 import yaml
 
 from analysis import writers
-from noisyrl.launch import build
 from noisyrl.loggers.base import Logger
 from noisyrl.spec import InputError
 
 
 def logger_in(conf: Path) -> Logger:
     """What conf/logger/wandb.yaml describes. InputError: there is no such file, or the package is missing."""
+    from noisyrl.launch import build  # imports much: tables without a mirror do without
+
     file = conf / "logger/wandb.yaml"
     if not file.is_file():
         raise InputError(f"--wandb takes its settings from {file}, which does not exist: pass --conf")

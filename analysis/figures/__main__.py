@@ -11,17 +11,20 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 from analysis.collect import Run, load_runs
+from analysis.cores import each
 from analysis.figures import (
     comparison,
     cost,
     courses,
     critic_calibration,
+    kept,
     noise_rate,
     quantile_functions,
     token_advantages,
 )
 from analysis.figures.drawing import FORMATS, LOOK, Drawn, write
 from analysis.figures.groups import Group, Nothing, grouped
+from analysis.inputs import digest
 from analysis.plan import expand, join
 from noisyrl.spec import InputError
 
@@ -47,18 +50,23 @@ def make(
     x: str = courses.STEPS,
     formats: Sequence[str] = FORMATS,
 ) -> Iterator[tuple[str, str, list[Path]]]:
-    """Draws and writes figures: (name, caption or what is missing, files). InputError: no such figure."""
+    """Draws and writes figures, all of them if none is named: (name, caption or what is missing, files).
+
+    InputError: no such figure.
+    """
     unknown = [name for name in names if name not in FIGURES]
     if unknown:
         raise InputError(f"no figure {', '.join(unknown)}; there are: {', '.join(FIGURES)}")
     groups = grouped(runs)
-    for name in names or FIGURES:
+
+    def made(name: str) -> tuple[str, str, list[Path]]:
         try:
             drawn = draw(name, groups, x)
         except Nothing as missing:
-            yield name, str(missing), []
-            continue
-        yield name, drawn.caption, write(name, drawn, out, formats)
+            return name, str(missing), []
+        return name, drawn.caption, write(name, drawn, out, formats)
+
+    yield from each(made, list(names or FIGURES))
 
 
 def draw(name: str, groups: Sequence[Group], x: str = courses.STEPS) -> Drawn:
@@ -84,12 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--x", choices=(courses.STEPS, courses.TOKENS), default=courses.STEPS,
                         help="what training is measured in; default: steps")  # fmt: skip
     options = parser.parse_args(arguments)
+    chosen = (options.x, options.sweep, str(options.tier)) if options.sweep else (options.x,)
     try:
+        made_of = digest(options.runs, options=chosen)  # before they are read: they may change meanwhile
         runs = load_runs(options.runs)
         if options.sweep:
             runs = planned(runs, options.sweep, options.tier)
         for name, said, files in make(options.names, runs, options.out, options.x):
-            print("\n".join(map(str, files)) or f"skipped {name}: {said}")
+            print("\n".join(map(str, files)) or f"skipped {name}: {said}", flush=True)
+            kept.note(options.out, made_of, name, said, files)
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -147,7 +147,7 @@ def draw(course: Course, groups: Sequence[Group], x: str = STEPS) -> Drawn:
             axes[-1, place].set_xlabel(_AXES[x])
             for panel, row in zip(axes[:, place], rows, strict=True):
                 for group in found:
-                    _plot(panel, lines[group, row], look[group.method], group)
+                    _plot(panel, lines[group, row], row, look[group.method], group)
                 _finish(panel, row, [lines[group, row] for group in found])
         for panel, row in zip(axes[:, 0], rows, strict=True):
             panel.set_ylabel(row.label)
@@ -163,17 +163,14 @@ def draw(course: Course, groups: Sequence[Group], x: str = STEPS) -> Drawn:
 
 @dataclass(frozen=True)
 class _Line:
-    """A number over training: a row per point and seed, and one per point for the mean."""
+    """A number over training."""
 
     table: pd.DataFrame
-
-    @property
-    def mean(self) -> pd.DataFrame:
-        return self.table[self.table["seed"] == "mean"]
-
-    @property
-    def seeds(self) -> Sequence[pd.DataFrame]:
-        return [found for seed, found in self.table.groupby("seed", sort=False) if seed != "mean"]
+    """A row per point and seed, and one per point for the mean."""
+    seeds: Sequence[tuple[np.ndarray, np.ndarray]]
+    """[N] places and values of each run, in their order."""
+    mean: Mapping[str, np.ndarray]
+    """[N] each: x, mean, low, high; the ends are NaN with one seed."""
 
 
 def _has(group: Group, metric: str) -> bool:
@@ -198,16 +195,26 @@ def _line(group: Group, metric: str, x: str) -> _Line:
         values_SP[row, columns], places_SP[row, columns] = values, tokens / 1000 if x == TOKENS else steps
     known_SP = np.isfinite(values_SP)
     place_P = np.nansum(places_SP, axis=0) / known_SP.sum(axis=0)
-    rows = [{x: place_P[p], "seed": str(seed), "mean": values_SP[s, p], "n": 1, "low": np.nan, "high": np.nan}
-            for s, seed in enumerate(by_seed) for p in np.flatnonzero(known_SP[s])]  # fmt: skip
-    count = len(by_seed)
+    seeds = [(place_P[known_P], values_P[known_P]) for known_P, values_P in zip(known_SP, values_SP, strict=True)]
     # Only where all seeds are: a mean over those that got further would leave out the ones that broke down.
-    for p in np.flatnonzero(known_SP.all(axis=0)):
-        mean = values_SP[:, p].mean()
-        half = float(half_width(values_SP[:, p].std(ddof=1), count)) if count > 1 else np.nan
-        rows.append({x: place_P[p], "seed": "mean", "mean": mean, "n": count, "low": mean - half, "high": mean + half})
-    table = pd.DataFrame(rows, columns=[x, "seed", "mean", "n", "low", "high"])
-    return _Line(table.assign(metric=metric, **group.named))
+    count, shared = len(by_seed), np.flatnonzero(known_SP.all(axis=0))
+    mean_N = np.array([values_SP[:, p].mean() for p in shared])
+    spread_N = np.array([values_SP[:, p].std(ddof=1) if count > 1 else np.nan for p in shared])
+    half_N = half_width(spread_N, count)
+    mean = {"x": place_P[shared], "mean": mean_N, "low": mean_N - half_N, "high": mean_N + half_N}
+    names = [str(seed) for seed, (places, _) in zip(by_seed, seeds, strict=True) for _ in places]
+    alone = np.full(len(names), np.nan)
+    table = pd.DataFrame({
+        x: np.concatenate([*(places for places, _ in seeds), mean["x"]]),
+        "seed": [*names, *("mean" for _ in shared)],
+        "mean": np.concatenate([*(values for _, values in seeds), mean_N]),
+        "n": [*(1 for _ in names), *(count for _ in shared)],
+        "low": np.concatenate([alone, mean["low"]]),
+        "high": np.concatenate([alone, mean["high"]]),
+        "metric": metric,
+        **group.named,
+    })  # fmt: skip
+    return _Line(table, seeds, mean)
 
 
 def _points(frame: pd.DataFrame, metric: str, width: int) -> tuple[np.ndarray, ...]:
@@ -222,21 +229,20 @@ def _points(frame: pd.DataFrame, metric: str, width: int) -> tuple[np.ndarray, .
     return points, *(np.bincount(place_K, weights=column, minlength=len(points)) / counts for column in columns)
 
 
-def _plot(panel: Axes, line: _Line, look: Mapping[str, Any], group: Group) -> None:
-    x = line.table.columns[0]
-    for run, seed in zip(group.runs, line.seeds, strict=False):
+def _plot(panel: Axes, line: _Line, row: Row, look: Mapping[str, Any], group: Group) -> None:
+    for run, (places, values) in zip(group.runs, line.seeds, strict=True):
         if len(group.runs) > 1:
-            panel.plot(seed[x], seed["mean"], color=look["color"], lw=0.6, alpha=0.45)
-        if run.status == DIVERGED and len(seed):
-            panel.plot(seed[x].iloc[-1], seed["mean"].iloc[-1], "x", color=look["color"], ms=7, mew=2)
-    mean = line.mean
-    known = mean[mean["n"] >= _FEWEST].dropna() if len(mean) else mean
-    if len(known) and mean["metric"].iloc[0].startswith("accuracy/"):
-        errors = known[["mean", "mean"]].to_numpy().T - known[["low", "high"]].to_numpy().T
-        panel.errorbar(known[x], known["mean"], np.abs(errors), fmt="none", ecolor=look["color"], capsize=3, lw=1)
-    elif len(known):
-        panel.fill_between(known[x], known["low"], known["high"], color=look["color"], alpha=0.15, lw=0)
-    panel.plot(mean[x], mean["mean"], lw=1.7, ms=4, markevery=max(1, len(mean) // 6), label=group.method, **look)
+            panel.plot(places, values, color=look["color"], lw=0.6, alpha=0.45)
+        if run.status == DIVERGED and len(values):
+            panel.plot(places[-1], values[-1], "x", color=look["color"], ms=7, mew=2)
+    x, mean, low, high = line.mean.values()
+    if len(group.runs) >= _FEWEST and len(mean):
+        if row.metric.startswith("accuracy/"):
+            errors = np.abs([mean - low, mean - high])
+            panel.errorbar(x, mean, errors, fmt="none", ecolor=look["color"], capsize=3, lw=1)
+        else:
+            panel.fill_between(x, low, high, color=look["color"], alpha=0.15, lw=0)
+    panel.plot(x, mean, lw=1.7, ms=4, markevery=max(1, len(mean) // 6), label=group.method, **look)
 
 
 def _finish(panel: Axes, row: Row, lines: Sequence[_Line]) -> None:
@@ -252,8 +258,8 @@ def _finish(panel: Axes, row: Row, lines: Sequence[_Line]) -> None:
 
 def _limits(panel: Axes, row: Row, lines: Sequence[_Line]) -> None:
     """The axis shows every seed; bands may leave it."""
-    values = pd.concat([line.table["mean"] for line in lines]).dropna()
-    if values.empty:
+    values = np.concatenate([line.table["mean"] for line in lines])
+    if not len(values):
         return
     low, high = float(values.min()), float(values.max())
     ends: list[tuple[float | None, float, Callable]] = [(row.low, low, max), (row.high, high, min)]

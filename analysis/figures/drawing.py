@@ -93,6 +93,14 @@ def left_out(pages: int) -> str:
     return f" {pages - PAGES} further pages are not drawn: choose runs with --sweep; the CSV has them all."
 
 
+def _lay_out(page: Figure) -> None:
+    """Once: otherwise every format would draw the page twice, the first time to measure it."""
+    engine = page.get_layout_engine()
+    if engine is not None:
+        engine.execute(page)
+        page.set_layout_engine(None)
+
+
 _METADATA: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "png": {"Software": None}}
 FORMATS = tuple(_METADATA)
 
@@ -105,6 +113,7 @@ def write(name: str, drawn: Drawn, out: Path, formats: Sequence[str] = FORMATS) 
     files = []
     for number, page in enumerate(drawn.pages, start=1):
         stem = name if number == 1 else f"{name}-{number}"
+        _lay_out(page)
         for ending in formats:
             file = out / f"{stem}.{ending}"
             aside = file.with_name(f".writing-{file.name}")

@@ -169,7 +169,7 @@ def test_command_line(tmp_path, capsys):
     for name in FIGURES:
         written = {path.suffix for path in out.glob(f"{name}.*")}
         assert written == (set() if f"skipped {name}:" in said else {".pdf", ".png", ".csv"})
-    assert {path.stem for path in out.iterdir()} == {"learning_curves", "behaviour", "cost"}
+    assert {path.stem for path in out.iterdir()} == {"learning_curves", "behaviour", "cost", ".figures"}
     before = {path: path.read_bytes() for path in out.glob("cost.*")}
     main(["cost", "--runs", str(runs), "--out", str(out)])
     assert {path: path.read_bytes() for path in out.glob("cost.*")} == before

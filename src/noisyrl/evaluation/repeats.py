@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import comb, fsum
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from noisyrl.spec import InputError
-from noisyrl.tasks.graders import spelling
-from noisyrl.types import Prompt
+
+if TYPE_CHECKING:
+    from noisyrl.types import Prompt
 
 NEEDED = ("qid", "repeat", "score", "extracted", "no_answer", "truncated")
 """The columns of a sample row that metrics are made of."""
@@ -123,6 +124,8 @@ def _average(by_question: Mapping[str, Sequence[Row]]) -> dict[str, float]:
 
 
 def _vote(extracted: str | None) -> str | None:
+    from noisyrl.tasks.graders import spelling  # imports torch: tables of other metrics are made without
+
     return None if extracted is None else spelling(extracted)
 
 

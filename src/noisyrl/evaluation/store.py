@@ -17,16 +17,18 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from noisyrl.evaluation import repeats
-from noisyrl.evaluation.rows import Subject, of_run
 from noisyrl.records import SUMS, checksums, untouched
 from noisyrl.spec import InputError
+
+if TYPE_CHECKING:
+    from noisyrl.evaluation.rows import Subject  # which imports torch: tables are made without
 
 SCHEMA_VERSION = "1"
 SAMPLE_SCHEMA = pa.schema(
@@ -99,6 +101,8 @@ def write(
 
 def adopt(made: Path, folder: Path, subject: Subject) -> None:
     """`folder` with the evaluation in `made`, in the name of another run."""
+    from noisyrl.evaluation.rows import of_run
+
     samples = read_samples(made)
     name = samples.schema.get_field_index("run_id")
     write(
