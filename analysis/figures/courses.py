@@ -72,7 +72,7 @@ COURSES: Mapping[str, Course] = {
         ("critic/coverage_error", "critic/pit_error"),
         "no run logs critic/coverage_error: only distributional critics do (algo=dvpo)",
         "0 = every quantile has the share of outcomes below it that its level says. Judged against outcomes of the "
-        "training rollouts before the critic saw them, not against continuations sampled for the purpose.",
+        "training rollouts before the critic saw them; critic_calibration has continuations sampled for the purpose.",
     ),
     "explained_variance": Course(
         "Does the critic foretell outcomes?",

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -33,14 +33,15 @@ _LOOK: dict[str, dict[str, Any]] = {
 }
 _CAPTION = (
     "At the last snapshot of each run, before the first response token of the probe prompts; returns of continuations "
-    "by the policy of that step, sampled for this figure alone. Clean: as graded; observed: after the run's noise, "
-    "which is what a critic is to foretell, unless a correction comes after it. A quantile of returns such as 0 and 1 "
-    "lies on one of them, so coverage is a range: from the share of returns below the quantile to the share up to it. "
-    "A level is right where the diagonal runs inside the range; coverage error: mean distance to it, of all prompts "
-    "together and of each prompt on its own (errors of different prompts may cancel in the former). PIT: levels at "
-    "which returns fall, flat if right. Below: mean of the estimate against the mean return of each prompt, with "
-    "its 95 % t interval. Several seeds: mean of their shares; points of all. A critic that is a worst case on purpose "
-    "is not meant to lie on the diagonal."
+    "by the policy of that step, sampled for this figure alone. Prompts are held out, but where noise labels prompts "
+    "beforehand those of the run's first step. Clean: as graded; observed: after the run's noise, which is what a "
+    "critic is to foretell, unless a correction comes after it. A quantile of returns such as 0 and 1 lies on one of "
+    "them, so coverage is a range: from the share of returns below the quantile to the share up to it. A level is "
+    "right where the diagonal runs inside the range; coverage error: mean distance to it, of all prompts together and "
+    "of each prompt on its own (errors of different prompts may cancel in the former). PIT: levels at which returns "
+    "fall, flat if right. Below: mean of the estimate against the mean return of each prompt, with its 95 % t "
+    "interval. Several seeds: mean of their shares; points of all. A critic that is a worst case on purpose is not "
+    "meant to lie on the diagonal."
 )
 
 
@@ -232,7 +233,7 @@ def _plot_values(panel: Axes, kinds: Kinds, group: Group) -> None:
     _legend(panel, "best")
 
 
-def _legend(panel: Axes, place: str) -> None:
+def _legend(panel: Axes, place: Literal["best", "lower right"]) -> None:
     """Of its own for each panel, as it holds the panel's numbers."""
     panel.legend(fontsize=6.5, loc=place, handlelength=2.6, frameon=True, framealpha=0.85, edgecolor="none")
 
