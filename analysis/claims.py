@@ -128,8 +128,8 @@ def _shown(found: Difference | None) -> str:
 
 
 def judge_all(claims: Sequence[Claim], at: Folders, tier: str | None = None) -> list[Judged]:
-    """Every claim against the runs in the store."""
-    runs: list[Run] = at.store if at.runs.is_dir() else []
+    """Every claim against the runs in the store. InputError: there is no store, or a claim names what no table has."""
+    runs: list[Run] = at.store
     tables: dict[str, tuple[Spec, Grid]] = {}
     for name in dict.fromkeys(claim.table for claim in claims):
         table = find_spec(at.specs, name, tier)

@@ -68,6 +68,9 @@ def expand(sweep: Path, conf: Path, tier: str | None = None) -> list[Planned]:
     Composing takes a tenth of a second a cell, so plans are kept in the cache, under a hash of all they follow from.
     """
     params = _params(sweep)
+    tiers = sorted(path.stem for path in (conf / "tier").glob("*.yaml"))
+    if tier and tier not in tiers:
+        raise InputError(f"no tier {tier!r}; there are: {', '.join(tiers) or 'none'}")
     key = _follows_from(params, conf, tier)
     if key is None:
         return _read(_expand(sweep, params, conf, tier))

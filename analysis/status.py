@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sweeps, conf = Path("sweeps"), Path("conf")
     try:
         runs = load_runs(options.runs) if options.runs.is_dir() else []
+        if not options.runs.is_dir():
+            print(f"note: there is no folder {options.runs}/ yet, so nothing is done", file=sys.stderr)
         lines, failures = [], []
         for name in options.names or sorted(path.stem for path in sweeps.glob("*.yaml")):
             line, failed = report(name, join(expand(sweeps / f"{name}.yaml", conf, options.tier), runs), runs)

@@ -42,10 +42,17 @@ def test_verdicts():
     assert shown["smallest difference"].startswith("+40.0 [") and shown["seeds"] == 5
 
 
-def test_without_runs_nothing_is_tested():
-    at = Folders(runs=Path("nowhere"), specs=ROOT / "analysis/specs", sweeps=ROOT / "sweeps", conf=ROOT / "conf")
-    judged = judge_all(read_claims(), at, "smoke")
-    assert len(judged) >= 20 and {each.verdict for each in judged} == {"not tested"}
+@pytest.mark.parametrize("tier", ["smoke", *(pytest.param(tier, marks=pytest.mark.slow) for tier in (None, "full"))])
+def test_without_runs_nothing_is_tested(tmp_path, tier):
+    """Every claim names rows and columns that its table has, in every tier."""
+    at = Folders(runs=tmp_path, specs=ROOT / "analysis/specs", sweeps=ROOT / "sweeps", conf=ROOT / "conf")
+    judged = judge_all(read_claims(tier), at, tier)
+    assert len(judged) >= 25 and {each.verdict for each in judged} == {"not tested"}
+
+
+def test_a_store_that_is_not_there_is_no_untested_claim():
+    with pytest.raises(InputError, match="no run folder nowhere/"):
+        judge_all([], Folders(runs=Path("nowhere")))
 
 
 def test_a_claim_about_an_unknown_row_is_refused():
