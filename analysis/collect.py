@@ -128,7 +128,7 @@ def _check_config(run: Run) -> None:
     manifest, file = run.folder / "manifest.json", run.folder / "config.yaml"
     config = run.manifest["config"]
     digest = config_hash(config)
-    own = {"config_hash": digest, "cell_id": digest[:12], "seed": config["seed"]}
+    own = {"config_hash": digest, "cell_id": digest[:12], "seed": config.get("seed")}
     wrong = [key for key, value in own.items() if run.manifest.get(key) != value]
     if wrong:
         raise InputError(f"{manifest} was changed: {', '.join(wrong)} does not fit its config. {_REMEDY}")
@@ -141,12 +141,17 @@ def _check_config(run: Run) -> None:
         raise InputError(f"{file} was changed, or the config in manifest.json was:{told}{_REMEDY}")
 
 
+_NEEDED = ("run_id", "cell_id", "config_hash", "seed", "status", "choices", "config")
 _REMEDY = "Undo that, or move the run folder out of the way and run it again"
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): repair it, or move its folder out of the way") from None
+    lacking = [key for key in _NEEDED if key not in found] if isinstance(found, dict) else list(_NEEDED)
+    if lacking or not isinstance(found["config"], dict):
+        raise InputError(f"{path} is no manifest of a run ({', '.join(lacking) or 'config'}). {_REMEDY}")
+    return found

@@ -85,7 +85,10 @@ _PLAN = "plan.json.gz"
 
 def _params(sweep: Path) -> Mapping[str, Any]:
     if not sweep.exists():
-        raise InputError(f"no sweep file {sweep}: the key `sweep` of the table's spec names it")
+        known = ", ".join(sorted(path.stem for path in sweep.parent.glob("*.yaml")))
+        raise InputError(
+            f"no sweep file {sweep}, there are: {known or 'none'}. A table's spec names its own as `sweep`"
+        )
     content = yaml.safe_load(sweep.read_text()) or {}
     params = content.get("hydra", {}).get("sweeper", {}).get("params")
     if not params or set(content) - {"hydra"}:

@@ -163,9 +163,14 @@ def test_half_written_evaluations_are_not_seen(here):
     assert make(here)[".md"] == (DATA / "golden/tiny.md").read_text()
 
 
-def test_a_damaged_manifest_is_named(here):
-    (here / "store/ppo-none-1/manifest.json").write_text("{")
-    with pytest.raises(InputError, match="ppo-none-1/manifest.json cannot be read"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{", "cannot be read"), (b"", "cannot be read"), (b"\xff\xfe", "cannot be read"), (b"null", "is no manifest"),
+     (b"{}", "is no manifest of a run .*config_hash"), (b"[]", "is no manifest")],
+)  # fmt: skip
+def test_a_damaged_manifest_is_named(here, content, message):
+    (here / "store/ppo-none-1/manifest.json").write_bytes(content)
+    with pytest.raises(InputError, match=f"ppo-none-1/manifest.json {message}"):
         make(here)
 
 
