@@ -7,7 +7,8 @@ judged by the share of returns that they cover, single numbers by the mean retur
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -75,7 +76,8 @@ class _Judged:
 
 def draw(groups: Sequence[Group]) -> Drawn:
     """Nothing: no run has continuations."""
-    found, absent = _found(groups)
+    with _one_thread():
+        found, absent = _found(groups)
     note = _note(absent)
     if not found:
         raise Nothing(f"no run has returns of continuations in probes/*.npz. {note}")
@@ -99,6 +101,17 @@ def draw(groups: Sequence[Group]) -> Drawn:
     exact = f"Shares are of {fewest} returns of a run or more: their standard error is at most {0.5 / fewest**0.5:.3f}."
     caption = f"{_CAPTION} {exact} {note}{left_out(len(parts))}"
     return Drawn(pages, pd.DataFrame([*rows, *absent]), caption.strip())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch hangs where it starts threads in a copy of a process that had some; figures are drawn in such copies."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 Kinds = Mapping[str, Sequence[_Judged]]  # kind of returns -> verdict on each run that has some
