@@ -17,11 +17,12 @@ from scipy import optimize, stats
 
 LEVEL = 0.05
 _POWER = 0.8
+_NOTHING = 1e-12  # a spread that is rounding
 _FEWEST = 3  # seeds of a test: with two, a t has one degree of freedom, and its interval no use
 
 
 class Difference(NamedTuple):
-    """Mean paired difference with its 95 % interval; p is NaN with fewer than three common seeds."""
+    """Mean paired difference with its 95 % interval; p is NaN with fewer than three common seeds or two questions."""
 
     mean: float
     low: float
@@ -32,7 +33,8 @@ class Difference(NamedTuple):
     """The same t with S - 1 degrees of freedom: what Holm's correction is given. Far out in its tails `p` is too small,
     so that among seven equal methods and three seeds one pair in five tables stood out; with this, none did."""
     p_seeds: float
-    """Two-sided, over seeds alone: does it hold on these questions?"""
+    """Two-sided, over seeds alone: does it hold on these questions? NaN where seeds do not differ at all: on few
+    questions they agree by chance, and three equal runs are not three observations."""
     seeds: int
     spread: float
     """Standard deviation between seeds of the paired difference."""
@@ -60,12 +62,13 @@ def paired(first: Sequence[ndarray], second: Sequence[ndarray], benchmarks: Sequ
     mean = float(np.mean([d.mean() for d in differences]))
     by_seed_S = np.mean([d.mean(axis=1) for d in differences], axis=0)
     spread = float(by_seed_S.std(ddof=1)) if count > 1 else float("nan")
-    if count < _FEWEST:
+    if count < _FEWEST or all(d.shape[1] == 1 for d in differences):
         nan = float("nan")
         return Difference(mean, nan, nan, nan, nan, nan, count, spread)
     variance, freedom = _variance(_by_benchmark(differences, benchmarks), by_seed_S)
     low, high, p = _t(mean, variance, freedom)
-    strict, alone = _t(mean, variance, count - 1)[2], _t(mean, spread**2 / count, count - 1)[2]
+    strict = _t(mean, variance, count - 1)[2]
+    alone = float("nan") if mean and spread < _NOTHING else _t(mean, spread**2 / count, count - 1)[2]
     return Difference(mean, low, high, p, strict, alone, count, spread)
 
 

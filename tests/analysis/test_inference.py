@@ -86,6 +86,16 @@ def test_too_few_seeds_give_a_mean_and_no_verdict():
 def test_no_spread_at_all():
     same = np.ones((3, 4))
     assert paired([same], [same]).p == 1 and paired([same], [0 * same]).p == 0
+    right = np.array([1.0, 0, 1, 0])
+    equal = paired([np.tile(right, (3, 1))], [np.tile([0.0, 0, 1, 0], (3, 1))])  # each run has one more right
+    assert equal.spread == 0 and np.isnan(equal.p_seeds) and equal.p > 0.3
+    assert np.isnan(paired([0.1 + np.tile(right, (3, 1))], [np.tile(right, (3, 1))]).p_seeds)  # 1e-17 is no spread
+
+
+def test_one_question_says_nothing_of_others():
+    found = paired([np.ones((3, 1))], [np.zeros((3, 1))])
+    assert found.mean == 1 and np.isnan([found.p, found.p_family, found.p_seeds, found.low]).all()
+    assert paired([np.ones((3, 1)), np.ones((3, 4))], [np.zeros((3, 1)), np.zeros((3, 4))]).p == 0
 
 
 @pytest.mark.parametrize("seed_sd", [0.1, 0.3])
