@@ -117,7 +117,8 @@ class _Behind:
         """One planned run."""
         run = match.done
         if run is None:
-            reason = f": {match.attempts[-1].manifest.get('failure')}" if match.attempts else ""
+            last = match.attempts[-1] if match.attempts else None
+            reason = f": {last.folder}: {last.manifest.get('failure') or last.status}" if last else ""
             return f"seed {match.planned.seed}: {state(match)}{reason}"
         scored = self.grid[part.label][key].by_seed.get(match.planned.seed)
         if scored is None:

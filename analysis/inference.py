@@ -89,8 +89,8 @@ def _variance(parts: Sequence[ndarray], by_seed_S: ndarray) -> tuple[float, floa
     of_both = sum(float(np.square(d - d.mean()).sum()) / d.size**2 for d in parts)
     variance = max(of_seeds + of_questions - of_both, of_seeds, of_questions)
     spare = sum(len(q) - 1 for q in by_question)
-    parts = of_seeds**2 / (count - 1) + (of_questions**2 / spare if spare else 0.0)
-    return variance, max(count - 1.0, variance**2 / parts if parts else 0.0)
+    weighed = of_seeds**2 / (count - 1) + (of_questions**2 / spare if spare else 0.0)
+    return variance, max(count - 1.0, variance**2 / weighed if weighed else 0.0)
 
 
 def _t(mean: float, variance: float, freedom: float) -> tuple[float, float, float]:

@@ -61,7 +61,9 @@ def report(name: str, matches: Sequence[Match], runs: Sequence[Run]) -> tuple[di
     guess = f"{left / 60:.0f} min" if left or not unknown else "?"
     line["left, one core"] = guess + (f" + {unknown} runs never timed" if unknown else "")
     failed = [match.attempts[-1] for match, kind in zip(matches, states, strict=True) if kind == "failed"]
-    failures = [f"failed: {run.folder.name}: {run.status}: {run.manifest['failure']}" for run in failed]
+    failures = [
+        f"failed: {run.folder.name}: {run.status}: {run.manifest.get('failure') or 'left no reason'}" for run in failed
+    ]
     return line, failures
 
 

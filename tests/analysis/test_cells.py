@@ -217,6 +217,10 @@ def test_a_cell_is_explained_by_its_runs(at):
     assert "shown: 62.5 ±" in text and "seed 2: missing" in text
     assert f"seed 3: 0.6250 over 8 questions, {at.runs}/ppo-3/eval/000010000003/samples.parquet" in text
     assert "again, from the scores above: 0.625000" in text
+    manifest = at.runs / "ppo-4/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"completed"', '"running"'))
+    assert f"seed 4: under way: {at.runs}/ppo-4: running" in explain("five", {"algo": "ppo"}, "toy", at)
+    manifest.write_text(manifest.read_text().replace('"running"', '"completed"'))
     both = explain("five", {"algo": "grpo", "noise": "flip0.3"}, "Δ ppo, ALL", at)
     own, reference = both.split("minus algo=ppo, noise=flip0.3")
     assert all(f"{at.runs}/grpo-{seed}/eval" in own for seed in (0, 1, 3, 4)) and "ppo-1/" not in own
