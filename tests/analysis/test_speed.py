@@ -122,6 +122,7 @@ def log_run(folder: Path, seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_four_products_of_all_smoke_sweeps_in_under_two_minutes(tmp_path):
     planned = {(each.cell_id, each.seed): each for name in EIGHT
                for each in expand(ROOT / f"sweeps/{name}.yaml", ROOT / "conf", "smoke")}  # fmt: skip
