@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from noisyrl.models.base import LanguageModel
-from noisyrl.rollout.chat import Chat, end_tokens, prompt_tokens
+from noisyrl.rollout.chat import Chat, all_prompt_tokens, end_tokens, prompt_tokens
 from noisyrl.rollout.fast import FastSampler
 from noisyrl.rollout.hf import GenerateSampler
 from noisyrl.spec import InputError
@@ -56,6 +56,18 @@ def test_beginning_of_text_appears_once(tokenizer_of):
     tokenizer = tokenizer_of("llama3")
     tokens = prompt_tokens(tokenizer, Prompt(({"role": "user", "content": "q"},), "", "t", "u", "d"))
     assert tokens.count(tokenizer.bos_token_id) == 1 and tokens[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("family", SHOWN)
+def test_many_prompts_at_once_are_the_same_tokens(tokenizer_of, family):
+    """Of different lengths, and with the text of a special token in one: nothing is padded, cut or added."""
+    tokenizer = tokenizer_of(family)
+    contents = ["q", "a much longer question ?", f"x {tokenizer.eos_token} y"]
+    prompts = [Prompt(({"role": "user", "content": content},), "", "t", content, "d") for content in contents]
+    for thinking in (False, True):
+        expected = [prompt_tokens(tokenizer, prompt, thinking=thinking) for prompt in prompts]
+        assert all_prompt_tokens(tokenizer, prompts, thinking=thinking) == expected
+    assert len({len(tokens) for tokens in expected}) == 3
 
 
 def test_text_of_a_turn(tokenizer_of):
