@@ -172,8 +172,10 @@ def share(count: int, accelerator: Accelerator) -> slice:
 
 
 def by_length(rollout: Rollout) -> Tensor:
-    """[B] row numbers, longest sequence first: neighbours need little padding."""
-    return rollout.attention_BL.sum(dim=1).argsort(descending=True, stable=True)
+    """[B] row numbers, longest sequence first, equal ones by group: neighbours need little padding, share much."""
+    by_group_B = rollout.group_B.argsort(stable=True)
+    size_B = rollout.attention_BL.sum(dim=1)[by_group_B]
+    return by_group_B[size_B.argsort(descending=True, stable=True)]
 
 
 def in_micro_batches(function: Callable[[Rollout], S], rollout: Rollout, micro_rows: int) -> S:

@@ -2,7 +2,8 @@
 
 The one-token shift lives here alone: entry t of everything returned speaks of response token t, and hidden states
 are those at the position before it. Rows are re-packed to start at column 0, so plain causal attention needs no mask
-and padding cannot be read; vocabulary logits exist only for policy tokens, and only a chunk at a time.
+and padding cannot be read; vocabulary logits exist only for policy tokens, and only a chunk at a time. Transformers
+that `trunk` knows exactly take its shorter way, all others their own forward pass.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from noisyrl import rng
+from noisyrl import rng, trunk
 from noisyrl.critics.base import CriticSpec, Sight
 from noisyrl.ops.vocabulary import CHUNK_ELEMENTS as _CHUNK_ELEMENTS
 from noisyrl.ops.vocabulary import at_least_single, token_scores
@@ -29,7 +31,8 @@ from noisyrl.types import Rollout, Scores, Value
 class Layout:
     """Where the policy tokens of a rollout sit once every row starts at column 0."""
 
-    tokens_BS: Tensor  # int64, right-padded, S = longest row
+    tokens_BS: Tensor  # int64, right-padded, S = longest row; without what follows the last state that is read
+    size_B: Tensor  # int64, tokens of each row, at least 1
     row_N: Tensor  # int64, row of each policy token
     time_N: Tensor  # int64, its place in [B, T]
     source_N: Tensor  # int64, column in [B, S] of the token before it
@@ -41,13 +44,14 @@ def layout(rollout: Rollout) -> Layout:
     length = rollout.tokens_BL.shape[1]
     prompt_length = length - rollout.mask_BT.shape[1]
     start_B = rollout.attention_BL.int().argmax(dim=1)
-    size_B = rollout.attention_BL.sum(dim=1)
+    row_N, time_N = rollout.mask_BT.nonzero(as_tuple=True)
+    column_N = prompt_length + time_N
+    source_N = column_N - 1 - start_B[row_N]
+    size_B = torch.ones_like(start_B).scatter_reduce(0, row_N, source_N + 1, "amax")
     columns_S = torch.arange(int(size_B.max()), device=rollout.tokens_BL.device)
     index_BS = (start_B[:, None] + columns_S).clamp(max=length - 1)
     tokens_BS = torch.where(columns_S < size_B[:, None], rollout.tokens_BL.gather(1, index_BS), 0)
-    row_N, time_N = rollout.mask_BT.nonzero(as_tuple=True)
-    column_N = prompt_length + time_N - start_B[row_N]
-    return Layout(tokens_BS, row_N, time_N, column_N - 1, tokens_BS[row_N, column_N])
+    return Layout(tokens_BS, size_B, row_N, time_N, source_N, rollout.tokens_BL[row_N, column_N])
 
 
 class Policy(nn.Module):
@@ -210,6 +214,9 @@ class Agent(nn.Module):
 
 def hidden_states(backbone: nn.Module, where: Layout) -> Tensor:
     """[N, D] last hidden state at the position before each policy token."""
+    if trunk.known(backbone):
+        state_MD, number_BS = trunk.hidden_states(backbone, where.tokens_BS, where.size_B)
+        return F.embedding(number_BS[where.row_N, where.source_N], state_MD)
     hidden_BSD = backbone(input_ids=where.tokens_BS, use_cache=False).last_hidden_state
     return hidden_BSD[where.row_N, where.source_N]
 
