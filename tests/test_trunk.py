@@ -134,21 +134,21 @@ CHANGES = [bias, hook, patch, other_weights, recompute, nn.Module.double, nn.Mod
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_model_that_deviates_keeps_its_own_forward_pass(change):
     model = made()
-    assert trunk.known(model.model)
+    assert trunk.trainable(model.model)
     change(model)
-    assert not trunk.known(model.model)
+    assert not trunk.trainable(model.model)
 
 
 def test_only_known_options_and_families_are_known():
-    assert trunk.known(made("llama").model)
-    assert not trunk.known(made(attention_bias=True).model)
-    assert not trunk.known(made(hidden_act="gelu").model)
-    assert not trunk.known(made(use_sliding_window=True, sliding_window=4, max_window_layers=1).model)
+    assert trunk.trainable(made("llama").model)
+    assert not trunk.trainable(made(attention_bias=True).model)
+    assert not trunk.trainable(made(hidden_act="gelu").model)
+    assert not trunk.trainable(made(use_sliding_window=True, sliding_window=4, max_window_layers=1).model)
     scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
-    assert not trunk.known(made("llama", rope_parameters=scaled).model)
-    assert not trunk.known(Qwen2ForCausalLM(Qwen2Config(**SHAPE)).eval().model)
+    assert not trunk.trainable(made("llama", rope_parameters=scaled).model)
+    assert not trunk.trainable(Qwen2ForCausalLM(Qwen2Config(**SHAPE)).eval().model)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not trunk.known(made().model)
+        assert not trunk.trainable(made().model)
 
 
 @pytest.mark.parametrize("backbone", ["own", "shared"])
@@ -158,8 +158,8 @@ def test_scores_and_values_of_a_rollout(backbone, monkeypatch):
     agent = Agent(policy, Critic(ScalarCritic(backbone=backbone), policy, seed=0))
     rollout = made_up_rollout(dtype=torch.float32)
     found = []
-    for known in (trunk.known, lambda _: False):
-        monkeypatch.setattr(policy_module.trunk, "known", known)
+    for known in (trunk.trainable, lambda _: False):
+        monkeypatch.setattr(policy_module.trunk, "trainable", known)
         scores, value = agent(rollout)
         (scores.logp_BT.square() + scores.entropy_BT + value.mean_BT.square()).sum().backward()
         found.append((scores.logp_BT, value.mean_BT, [p.grad for p in agent.parameters() if p.grad is not None]))

@@ -214,7 +214,7 @@ class Agent(nn.Module):
 
 def hidden_states(backbone: nn.Module, where: Layout) -> Tensor:
     """[N, D] last hidden state at the position before each policy token."""
-    if trunk.known(backbone):
+    if trunk.trainable(backbone):
         state_MD, number_BS = trunk.hidden_states(backbone, where.tokens_BS, where.size_B)
         return F.embedding(number_BS[where.row_N, where.source_N], state_MD)
     hidden_BSD = backbone(input_ids=where.tokens_BS, use_cache=False).last_hidden_state

@@ -4,7 +4,7 @@ What it saves over Hugging Face's modules: tokens that rows have in common from 
 do, are computed once; nothing is padded but in attention; the projections of a layer are one product, norm weights
 folded into them; norms, rotary positions and gates pass over memory less often, with gradients in closed form. These
 are the sums of the modules in another order: states and gradients differ from theirs by float rounding alone. A model
-that deviates in anything keeps its own forward pass (`known`). Taking few rows at a time, for the sake of the
+that deviates in anything keeps its own forward pass (`trainable`). Taking few rows at a time, for the sake of the
 processor's cache, was slower than all at once.
 
 Axes: N distinct tokens, B rows of S columns, C = H + 2 K query, key and value heads of size E.
@@ -19,93 +19,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.activations import SiLUActivation
-from transformers.models.llama import modeling_llama
-from transformers.models.qwen3 import modeling_qwen3
 
-_PARTS = ("Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
-_MODULES = {nn.Embedding, nn.Linear, nn.ModuleList, SiLUActivation}
-# Class of the backbone -> the classes it may be made of.
-_KNOWN = {
-    getattr(source, f"{name}Model"): _MODULES | {getattr(source, name + part) for part in _PARTS}
-    for source, name in ((modeling_llama, "Llama"), (modeling_qwen3, "Qwen3"))
-}
+from noisyrl.known import known, layers, rotary
 
 
-def known(backbone: nn.Module) -> bool:
-    """Whether `hidden_states` computes what this module does: every part and every option is one it was written for.
-
-    A part in training mode may drop out or recompute its activations; autocast has 16 bits in mind: neither is known.
-    """
-    if type(backbone) not in _KNOWN or torch.is_autocast_enabled("cpu"):
-        return False
-    config: Any = backbone.config
-    return (
-        all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in backbone.parameters())
-        and all(_plain(part, _KNOWN[type(backbone)]) for part in backbone.modules())
-        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        and config.rope_parameters["rope_type"] == "default"
-    )
-
-
-def _plain(part: nn.Module, allowed: set[type]) -> bool:
-    """Neither of another class (adapters, quantised or sharded layers) nor hooked, patched, biased or in training."""
-    hooked = part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
-    return type(part) in allowed and not (hooked or part.training) and getattr(part, "bias", None) is None
+def trainable(backbone: nn.Module) -> bool:
+    """Whether `hidden_states` computes what this backbone does: it is known, and autocast does not want 16 bits."""
+    return known(backbone) and not torch.is_autocast_enabled("cpu")
 
 
 def hidden_states(backbone: Any, tokens_BS: Tensor, size_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Last hidden states of the first size_B tokens of each row; a backbone that is `known`.
+    """Last hidden states of the first size_B tokens of each row; a backbone that is `trainable`.
 
     tokens_BS  int64, not read beyond size_B
     returns    the states of all distinct tokens [N, D], and the number [B, S] of each token among them
     """
     config = backbone.config
     heads, eps = (config.num_attention_heads, config.num_key_value_heads), config.rms_norm_eps
-    layers = [_joined(layer, *heads) for layer in backbone.layers]
-    cos_SE, sin_SE = _rotary(backbone, tokens_BS.shape[1])
+    cos_SE, sin_SE = rotary(backbone, tokens_BS.shape[1])
     merged = _merged(tokens_BS, size_B)
     turn = cos_SE[merged.position_N, None], sin_SE[merged.position_N, None]
     x_ND = backbone.embed_tokens(merged.token_N)
-    for layer in layers:
+    for layer in layers(backbone):
         mixed_NCE = (_Normed.apply(x_ND, eps) @ layer.qkv).unflatten(1, (-1, cos_SE.shape[1]))
         mixed_NCE = _Turned.apply(mixed_NCE, sum(heads), layer.heads, turn, eps)
         x_ND = torch.addmm(x_ND, _attended(mixed_NCE, merged, heads), layer.out)
         x_ND = torch.addmm(x_ND, _Gated.apply(_Normed.apply(x_ND, eps) @ layer.gate_up), layer.down)
     return _Normed.apply(x_ND, eps) * backbone.norm.weight, merged.number_BS
-
-
-class _Layer(NamedTuple):
-    """Weights of one layer: matrices [in, out], the norm before a product folded in."""
-
-    qkv: Tensor  # [D, (H + 2 K) E]: H query heads, K key heads, K value heads of size E
-    heads: Tensor | None  # [H + K, E], weights of the norm of queries and keys; None = no such norm
-    out: Tensor  # [H E, D]
-    gate_up: Tensor  # [D, 2 I]
-    down: Tensor  # [I, D]
-
-
-def _joined(layer: Any, queries: int, keys: int) -> _Layer:
-    attention, mlp, heads = layer.self_attn, layer.mlp, None
-    if hasattr(attention, "q_norm"):
-        heads = torch.stack([attention.q_norm.weight] * queries + [attention.k_norm.weight] * keys)
-    qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-    gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-    return _Layer(
-        qkv=(qkv * layer.input_layernorm.weight).t(),
-        heads=heads,
-        out=attention.o_proj.weight.t(),
-        gate_up=(gate_up * layer.post_attention_layernorm.weight).t(),
-        down=mlp.down_proj.weight.t(),
-    )
-
-
-def _rotary(backbone: Any, length: int) -> tuple[Tensor, Tensor]:
-    """[S, E] each: x turned is x cos + x' sin, with x' the swapped halves of x; that one is negative is in sin."""
-    cos, sin = backbone.rotary_emb(backbone.embed_tokens.weight, torch.arange(length)[None])
-    sin = sin.clone()
-    sin[..., : sin.shape[-1] // 2].neg_()
-    return cos[0], sin[0]
 
 
 class _Merged(NamedTuple):

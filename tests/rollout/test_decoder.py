@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM
 
-from noisyrl.rollout.decoder import Decoder, known
+from noisyrl.rollout.decoder import Decoder, decodable
 from noisyrl.rollout.forward import Forward
 
 PROMPTS = [[5, 9, 200, 31, 7, 7], [11], [3, 100, 42]]
@@ -38,7 +38,7 @@ def test_logits_are_those_of_the_modules(lm_of, arch, prompts, options):
     with torch.no_grad():  # norms of a new model multiply by 1
         for index, weight in enumerate(w for name, w in model.named_parameters() if "norm" in name):
             weight.copy_(torch.linspace(0.5, 1.5, len(weight)).roll(index))
-    assert known(model)
+    assert decodable(model)
     own, modules = (logits(make, model, prompts) for make in (Decoder, Forward))
     assert [len(x) for x in own] == [8] * 7 + [6] * 6
     for found, expected in zip(own, modules, strict=True):
@@ -76,9 +76,9 @@ def pruned(model):
 @pytest.mark.parametrize("change", [hooked, patched, adapted, pruned, lambda m: m.double(), lambda m: m.bfloat16()])
 def test_a_changed_model_keeps_its_own_forward_pass(lm_of, change):
     model = lm_of().model
-    assert known(model)
+    assert decodable(model)
     change(model)
-    assert not known(model)
+    assert not decodable(model)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_a_changed_model_keeps_its_own_forward_pass(lm_of, change):
     ],
 )
 def test_options_it_was_not_written_for(lm_of, options):
-    assert not known(lm_of(**options).model)
+    assert not decodable(lm_of(**options).model)
 
 
 def test_another_architecture():
     shape = dict(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1)
-    assert not known(MistralForCausalLM(MistralConfig(**shape, num_attention_heads=2, num_key_value_heads=1)))
+    assert not decodable(MistralForCausalLM(MistralConfig(**shape, num_attention_heads=2, num_key_value_heads=1)))

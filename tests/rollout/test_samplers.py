@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from noisyrl.rollout.decoder import known
+from noisyrl.rollout.decoder import decodable
 from noisyrl.rollout.fast import FastSampler
 from noisyrl.rollout.hf import GenerateSampler
 from noisyrl.spec import InputError
@@ -36,7 +36,7 @@ def test_fast_says_what_generate_says(lm_of, toy, family, arch, own_step, temper
     lm = lm_of(family, arch)
     if not own_step:  # of a model that is watched, fast calls the forward pass
         lm.model.register_forward_hook(lambda *watched: None)
-    assert known(lm.model) == own_step
+    assert decodable(lm.model) == own_step
     fast, hf = (sample(sampler, lm, toy, temperature=temperature) for sampler in SAMPLERS)
     assert fast.turns == hf.turns
     for name in ("tokens_BL", "attention_BL", "mask_BT", "group_B", "sample_B", "finished_B"):

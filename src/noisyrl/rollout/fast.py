@@ -17,7 +17,7 @@ from torch import Tensor
 from noisyrl import rng
 from noisyrl.models.base import LanguageModel
 from noisyrl.rollout.base import Sampler
-from noisyrl.rollout.decoder import Decoder, known
+from noisyrl.rollout.decoder import Decoder, decodable
 from noisyrl.rollout.draw import draw
 from noisyrl.rollout.forward import Forward, layer_kinds
 from noisyrl.rollout.rows import Row, Table, chunks, collate, open_chat, open_rows, sampling
@@ -53,7 +53,7 @@ class _Decoding:
     def __init__(self, table: Table, rows: Sequence[Row]) -> None:
         self.table, self.rows = table, rows
         self.device = table.lm.model.device
-        make = Decoder if known(table.lm.model) else Forward
+        make = Decoder if decodable(table.lm.model) else Forward
         self.forward = make(table.lm.model, table.max_tokens)
         shape = (table.max_tokens, len(rows))
         self.tokens = np.zeros(shape, np.int64)  # forced tokens are written ahead of time
