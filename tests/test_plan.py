@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from noisyrl import trunk
 from noisyrl.launch import build, resolve
 from noisyrl.planning.activations import backbone_bytes, loss_bytes, saved_bytes
 from noisyrl.planning.forecast import Plan
@@ -84,6 +85,7 @@ def work(**fields):
         "prompt_tokens": np.array([10]),
         "response_tokens": np.array([2, 4]),
         "policy_frac": 1.0,
+        "answers": 4,
         "sources": (),
     }
     return Workload(**given | fields)
@@ -128,6 +130,27 @@ def test_backbone_bytes_are_what_a_real_forward_pass_keeps():
     # Fake kernels share a little less memory between what they keep.
     assert found <= counted.ends + 3 * counted.per_layer <= 1.1 * found
     assert counted.weight_copies == 0
+
+
+def test_the_shorter_forward_pass_keeps_less_and_by_the_token():
+    backbone, g = TINY.untrained().get_decoder().eval(), torch.Generator().manual_seed(0)
+    tokens_BS, size_B = torch.randint(1, 64, (4, 16), generator=g), torch.tensor([16, 16, 16, 9])
+    tokens_BS[1, :5], tokens_BS[2:, 0] = tokens_BS[0, :5], tokens_BS[2:, 0] + torch.tensor([0, 1])
+    _, number_BS = trunk.hidden_states(backbone, tokens_BS, size_B)
+    distinct = int(number_BS.max()) + 1
+    found = saved_bytes(lambda: trunk.hidden_states(backbone, tokens_BS, size_B), backbone.parameters())
+    counted = backbone_bytes(TINY, 4, 16, dtype=torch.float32, autocast=False, distinct=distinct)
+    assert distinct < 57 and counted.ends + 3 * counted.per_layer == pytest.approx(found, rel=0.01)
+    whole = backbone_bytes(TINY, 4, 16, dtype=torch.float32, autocast=False)
+    assert counted.per_layer < 0.8 * whole.per_layer
+
+
+def test_prompts_and_answers_are_counted_once_in_a_micro_batch():
+    step = work(rows=64, samples=8, answers=8, response_tokens=np.array([20, 20]))
+    assert step.distinct_tokens(64) == 64 * 20 + 8 * 10
+    assert 32 * 20 + 4 * 10 < step.distinct_tokens(32) <= 32 * 20 + 8 * 10
+    assert step.distinct_tokens(1) == 20 + 10
+    assert replace(step, answers=2).distinct_tokens(64) == 16 * 20 + 8 * 10
 
 
 def test_autocast_copies_weights_and_halves_products():

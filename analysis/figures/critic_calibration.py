@@ -93,7 +93,9 @@ def draw(groups: Sequence[Group]) -> Drawn:
             for plot, panel in zip(plots, axes[:, place], strict=True):
                 plot(panel, found[group], group)
         if note:
-            lines = textwrap.wrap(note, int(19.5 * figure.get_figwidth()), max_lines=_NOTE, placeholder=" ... (all: CSV)")
+            lines = textwrap.wrap(
+                note, int(19.5 * figure.get_figwidth()), max_lines=_NOTE, placeholder=" ... (all: CSV)"
+            )
             figure.supxlabel("\n".join(lines), fontsize=7, x=0.01, ha="left")
         pages.append(figure)
     rows = [row for group, kinds in found.items() for kind in kinds.items() for row in _rows(group, *kind)]

@@ -34,10 +34,15 @@ def hidden_states(backbone: Any, tokens_BS: Tensor, size_B: Tensor) -> tuple[Ten
     tokens_BS  int64, not read beyond size_B
     returns    the states of all distinct tokens [N, D], and the number [B, S] of each token among them
     """
+    merged = _merged(tokens_BS, size_B)
+    return states(backbone, merged), merged.number_BS
+
+
+def states(backbone: Any, merged: Merged) -> Tensor:
+    """Last hidden states of distinct tokens [N, D]."""
     config = backbone.config
     heads, eps = (config.num_attention_heads, config.num_key_value_heads), config.rms_norm_eps
-    cos_SE, sin_SE = rotary(backbone, tokens_BS.shape[1])
-    merged = _merged(tokens_BS, size_B)
+    cos_SE, sin_SE = rotary(backbone, merged.number_BS.shape[1])
     turn = cos_SE[merged.position_N, None], sin_SE[merged.position_N, None]
     x_ND = backbone.embed_tokens(merged.token_N)
     for layer in layers(backbone):
@@ -45,10 +50,10 @@ def hidden_states(backbone: Any, tokens_BS: Tensor, size_B: Tensor) -> tuple[Ten
         mixed_NCE = _Turned.apply(mixed_NCE, sum(heads), layer.heads, turn, eps)
         x_ND = torch.addmm(x_ND, _attended(mixed_NCE, merged, heads), layer.out)
         x_ND = torch.addmm(x_ND, _Gated.apply(_Normed.apply(x_ND, eps) @ layer.gate_up), layer.down)
-    return _Normed.apply(x_ND, eps) * backbone.norm.weight, merged.number_BS
+    return _Normed.apply(x_ND, eps) * backbone.norm.weight
 
 
-class _Merged(NamedTuple):
+class Merged(NamedTuple):
     """The distinct tokens of some rows: two are one where they and all before them are the same."""
 
     number_BS: Tensor  # which of the N each token is; 0 beyond a row's end
@@ -57,7 +62,7 @@ class _Merged(NamedTuple):
     place_N: Tensor  # in [B * S], of one of its occurrences
 
 
-def _merged(tokens_BS: Tensor, size_B: Tensor) -> _Merged:
+def _merged(tokens_BS: Tensor, size_B: Tensor) -> Merged:
     """In the order of their tokens, rows share the most with their neighbours."""
     tokens, size = tokens_BS.numpy(), size_B.numpy()
     order_B = np.array(sorted(range(len(tokens)), key=lambda row: tokens[row, : size[row]].tolist()))
@@ -72,10 +77,10 @@ def _merged(tokens_BS: Tensor, size_B: Tensor) -> _Merged:
     number_BS[order_B] = np.where(real, number, 0)
     row_N, position_N = new.nonzero()
     found = number_BS, tokens[new], position_N, order_B[row_N] * tokens.shape[1] + position_N
-    return _Merged(*map(torch.from_numpy, found))
+    return Merged(*map(torch.from_numpy, found))
 
 
-def _attended(mixed_NCE: Tensor, merged: _Merged, heads: tuple[int, int]) -> Tensor:
+def _attended(mixed_NCE: Tensor, merged: Merged, heads: tuple[int, int]) -> Tensor:
     """[N, H E] what each token sees, from queries, keys and values of all."""
     # An embedding, because the gradient of `index_select` is added up row by row.
     rows_BSX = F.embedding(merged.number_BS, mixed_NCE.flatten(1))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from noisyrl import trunk
 from noisyrl.critics.base import Sight
 from noisyrl.planning.shape import Shape
 from noisyrl.types import Batch, Prompt, Rollout, Scores
@@ -51,24 +52,34 @@ class LossBytes:
     """Of the critic's head, not trained; for a vocabulary of `_VOCABULARY`."""
 
 
-def backbone_bytes(shape: Shape, rows: int, length: int, *, dtype: torch.dtype, autocast: bool) -> BackboneBytes:
-    """Of `rows` sequences of `length` tokens."""
-    one, two = (_backbone(replace(shape, num_hidden_layers=n), rows, length, dtype, autocast) for n in (1, 2))
+def backbone_bytes(
+    shape: Shape, rows: int, length: int, *, dtype: torch.dtype, autocast: bool, distinct: int | None = None
+) -> BackboneBytes:
+    """Of `rows` sequences of `length` tokens.
+
+    distinct  tokens that are neither padding nor shared from their start with another row, where the forward pass is
+              that of `trunk` if it knows the model; None = it is the model's own
+    """
+
+    def measured(layers: int) -> float:
+        part = replace(shape, num_hidden_layers=layers, vocab_size=_VOCABULARY)
+        with FakeTensorMode(), _default(dtype):
+            model: nn.Module = part.untrained().get_decoder().eval()
+            tokens_BS = torch.zeros(rows, length, dtype=torch.long)
+            with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+                if distinct is not None and trunk.trainable(model):
+                    index_N = torch.zeros(distinct, dtype=torch.long)
+                    merged = trunk.Merged(tokens_BS, index_N, index_N, index_N)
+                    return saved_bytes(lambda: trunk.states(model, merged), model.parameters())
+                return saved_bytes(lambda: model(input_ids=tokens_BS, use_cache=False), model.parameters())
+
+    one, two = measured(1), measured(2)
     copies = 0.0
     if autocast and dtype == torch.float32:
         matrices = shape.layer_parameters - 2 * shape.hidden_size - 2 * shape.head_dim
         copies = 2.0 * matrices
     layer = two - one - copies
     return BackboneBytes(layer, one - layer - copies, copies * shape.num_hidden_layers)
-
-
-def _backbone(shape: Shape, rows: int, length: int, dtype: torch.dtype, autocast: bool) -> float:
-    small = replace(shape, vocab_size=_VOCABULARY)
-    with FakeTensorMode(), _default(dtype):
-        model: nn.Module = small.untrained().get_decoder()
-        tokens_BS = torch.zeros(rows, length, dtype=torch.long)
-        with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
-            return saved_bytes(lambda: model(input_ids=tokens_BS, use_cache=False), model.parameters())
 
 
 @contextmanager

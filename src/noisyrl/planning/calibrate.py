@@ -90,6 +90,8 @@ class _Canned(Sampler):
 
     responses: Any
     """Sequence of `Response`."""
+    answers: Any
+    """How many of them the samples of a prompt say in turn."""
     asked: Any
     """List to which (clock before, clock after) of each call is added."""
     clock: Any
@@ -98,7 +100,8 @@ class _Canned(Sampler):
         before = self.clock()
         rows = open_rows(lm, prompts, self.samples, seed=seed, step=step)
         for i, row in enumerate(rows):
-            said: Response = self.responses[i % len(self.responses)]
+            prompt, sample = divmod(i, self.samples)
+            said: Response = self.responses[(prompt * self.answers + sample % self.answers) % len(self.responses)]
             row.turns, row.finished = list(said.turns), True
             row.tokens, row.chosen = said.tokens[: self.max_tokens], said.chosen[: self.max_tokens]
             row.logp = np.where(row.chosen, -1.0, 0.0).astype(np.float32)
@@ -126,7 +129,7 @@ def calibrated(  # noqa: PLR0913 - what is run, at what size, in what words
     keep_freed_memory()
     context = getattr(e.model, "max_context_tokens", None) or int(work.prompt_tokens.max()) + e.rollout.max_tokens
     quiet = replace(e, model=_Untrained(shape=shape, words=words, context=context), logger=JsonlLogger())
-    bench = _Bench(quiet, config, choices, responses, clock)
+    bench = _Bench(quiet, config, choices, responses, work.answers, clock)
     step, once = bench.steps(work)
     sampled = bench.sampling(work)
     evaluation, first = bench.evaluation(work)
@@ -146,6 +149,7 @@ class _Bench:
     config: Mapping[str, Any]
     choices: Mapping[str, str]
     responses: Sequence[Response]
+    answers: int
     clock: Callable[[], float]
 
     def steps(self, work: Workload) -> tuple[StepTime, float]:
@@ -214,6 +218,7 @@ class _Bench:
             temperature=rollout.temperature,
             batch_rows=rollout.batch_rows,
             responses=self.responses,
+            answers=self.answers,
             asked=asked,
             clock=self.clock,
         )

@@ -104,7 +104,7 @@ def networks(e: Experiment, shape: Shape, layout: Layout) -> Networks:
 def memory_lines(e: Experiment, shape: Shape, work: Workload, layout: Layout, nets: Networks) -> list[Line]:
     """All that one process holds, the phases in which it does, and what makes it less."""
     lines = [Line(layout.base_name, layout.base), *_states(nets, layout)]
-    lines += _sampling(shape, work, nets) + _update(e, shape, work, nets, sharded=layout.shards > 1)
+    lines += _sampling(shape, work, nets) + _update(e, shape, work, nets, layout)
     if layout.shards > 1:
         layers = 2 * shape.layer_parameters + max(1, 2 - shape.tie_word_embeddings) * shape.embedding_parameters
         lines.append(Line("gathered weights of two layers and the ends", layers * nets.decode_bytes))
@@ -164,13 +164,14 @@ def _sampling(shape: Shape, work: Workload, nets: Networks) -> list[Line]:
     ]
 
 
-def _update(e: Experiment, shape: Shape, work: Workload, nets: Networks, *, sharded: bool) -> list[Line]:
+def _update(e: Experiment, shape: Shape, work: Workload, nets: Networks, layout: Layout) -> list[Line]:
     rows, length = max(work.micro_batches, key=lambda pair: pair[0] * pair[1])
     length = max(length, float(work.prompt_tokens.mean() + work.response_tokens.max()))
     dtype = torch.float32 if nets.bytes_per_weight == 4 else torch.bfloat16
-    one = backbone_bytes(shape, rows, ceil(length), dtype=dtype, autocast=nets.autocast)
     copies = 2 if e.algo.critic.backbone == "own" else 1
     checkpointing = e.trainer.activation_checkpointing
+    distinct = None if layout.gpu or checkpointing else work.distinct_tokens(rows)
+    one = backbone_bytes(shape, rows, ceil(length), dtype=dtype, autocast=nets.autocast, distinct=distinct)
     phase, keys = frozenset({"update"}), "trainer.micro_rows"
     if not checkpointing:
         keys += ", trainer.activation_checkpointing=true"
@@ -180,7 +181,7 @@ def _update(e: Experiment, shape: Shape, work: Workload, nets: Networks, *, shar
     if copies == 2:
         remedy = f"algo.critic.backbone=shared, {keys}"
         lines.append(Line("update: activations of the critic", _kept(one, shape, stream, checkpointing), phase, remedy))
-    if one.weight_copies and not sharded:  # shards are gathered in 16 bits to begin with
+    if one.weight_copies and layout.shards == 1:  # shards are gathered in 16 bits to begin with
         lines.append(Line("update: 16-bit copies of weights", copies * one.weight_copies, phase))
     said = rows * float(work.response_tokens.max()) * work.policy_frac
     scores = min(said * shape.vocab_size, max(CHUNK_ELEMENTS, shape.vocab_size)) * 4 * _SCORE_BUFFERS

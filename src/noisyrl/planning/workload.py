@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from noisyrl.experiment import Experiment
 
+# Of 8 samples of a prompt by the testbed's warm-started policies, answers hold as many different tokens as 1.6 do.
+_WARM_ANSWERS = 2
 _LOOKED_AT = 512  # prompts and demonstrations whose lengths are measured
 _CHARACTERS_PER_TOKEN = 4  # of English text in large vocabularies, where no tokenizer is at hand
 
@@ -56,6 +58,8 @@ class Workload:
     """Lengths of some responses, the user's turns included, cut at rollout.max_tokens."""
     policy_frac: float
     """Share of response tokens that the policy says."""
+    answers: int
+    """Different answers among the samples of a prompt."""
     sources: tuple[str, ...]
     """How the lengths are known."""
 
@@ -73,6 +77,13 @@ class Workload:
         return [
             (len(lengths[i : i + self.micro_rows]), float(lengths[i])) for i in range(0, len(lengths), self.micro_rows)
         ]
+
+    def distinct_tokens(self, rows: int) -> int:
+        """Of the longest `rows` rows: each prompt and each answer to it counted once."""
+        prompts, prompt = self.rows / self.samples, float(self.prompt_tokens.mean())
+        met = prompts * (1 - (1 - min(1.0, rows / self.rows)) ** self.samples)
+        answers = float(self.row_lengths[:rows].sum()) - rows * prompt
+        return round(answers * min(1.0, self.answers / self.samples) + min(met, rows) * prompt)
 
     @property
     def padded_tokens(self) -> float:
@@ -127,6 +138,7 @@ def workload(
         prompt_tokens=prompt_lengths,
         response_tokens=responses,
         policy_frac=policy_frac,
+        answers=min(_WARM_ANSWERS, e.rollout.samples) if isinstance(e.model, FromScratch) else e.rollout.samples,
         sources=tuple(sources),
     )
 
