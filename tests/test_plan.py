@@ -142,7 +142,7 @@ def test_the_shorter_forward_pass_keeps_less_and_by_the_token():
     counted = backbone_bytes(TINY, 4, 16, dtype=torch.float32, autocast=False, distinct=distinct)
     assert distinct < 57 and counted.ends + 3 * counted.per_layer == pytest.approx(found, rel=0.01)
     whole = backbone_bytes(TINY, 4, 16, dtype=torch.float32, autocast=False)
-    assert counted.per_layer < 0.8 * whole.per_layer
+    assert counted.per_layer < 0.9 * whole.per_layer
 
 
 def test_prompts_and_answers_are_counted_once_in_a_micro_batch():

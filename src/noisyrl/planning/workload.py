@@ -81,9 +81,9 @@ class Workload:
     def distinct_tokens(self, rows: int) -> int:
         """Of the longest `rows` rows: each prompt and each answer to it counted once."""
         prompts, prompt = self.rows / self.samples, float(self.prompt_tokens.mean())
-        met = prompts * (1 - (1 - min(1.0, rows / self.rows)) ** self.samples)
+        met = max(1.0, prompts * (1 - (1 - min(1.0, rows / self.rows)) ** self.samples))
         answers = float(self.row_lengths[:rows].sum()) - rows * prompt
-        return round(answers * min(1.0, self.answers / self.samples) + min(met, rows) * prompt)
+        return round(answers * min(1.0, self.answers / self.samples) + met * prompt)
 
     @property
     def padded_tokens(self) -> float:
