@@ -41,6 +41,8 @@ def measure(quick: bool) -> frame.Part:
     with TemporaryDirectory() as at:
         folder = stage.model_folder(Path(at), end=stage.ENDS)
         _steps(part, folder, quick)
+        if not quick:  # what runs of the testbed start from: its samples share tokens, which a trunk computes once
+            _steps(part, stage.warm_started(Path(at), "tiny"), quick, "warm-started: ")
         _losses(part, folder, quick)
     return part
 
@@ -50,16 +52,16 @@ def _loop(folder: Path, algo: str, quick: bool, *overrides: str) -> Loop:
     return stage.loop(stage.on(folder, f"algo={algo}", "algo.lr=1e-9", "trainer.steps=1000", *sizes, *overrides))
 
 
-def _steps(part: frame.Part, folder: Path, quick: bool) -> None:
+def _steps(part: frame.Part, folder: Path, quick: bool, label: str = "") -> None:
     names = QUICK if quick else STEPS
     sides: dict[str, Callable[[], float]] = {name: partial(stage.step, _loop(folder, name, quick)) for name in names}
-    found = frame.alternate("full step", sides, 3 if quick else 5)
+    found = frame.alternate(f"{label}full step", sides, 3 if quick else 5)
     part.add(list(found.values()))
     for base in ("ppo",) if quick else ("ppo", "grpo"):
         for name in [name for name in names if name != base]:
             watched, bar = base == "ppo" and name in WATCHED, BARS.get(name) if base == "ppo" else None
             values = frame.ratios(found[name], found[base])
-            part.compare(f"step, {name} / {base}", values, "lower", bar=bar, watched=watched)
+            part.compare(f"{label}step, {name} / {base}", values, "lower", bar=bar, watched=watched)
 
 
 def _losses(part: frame.Part, folder: Path, quick: bool) -> None:

@@ -79,6 +79,17 @@ def model_folder(where: Path, *shape: str, end: float = 0.0) -> Path:
     return folder
 
 
+def warm_started(where: Path, size: str) -> Path:
+    """A folder with the model that runs of `model=SIZE data=math` start from: its samples of a prompt are much alike."""
+    folder = where / f"{size}-warm"
+    if not folder.exists():
+        made = experiment(f"model={size}", "data=math")
+        lm = made.model.load(made.data)
+        lm.model.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
 @torch.no_grad()
 def _set_end(lm: LanguageModel, probability: float) -> None:
     """Rewires the model so that its turns end with this chance at every token, whatever was said.

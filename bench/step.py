@@ -26,6 +26,9 @@ def measure(quick: bool) -> frame.Part:
             for label, end in (("full length", 0.0), ("ends by chance", stage.ENDS)):
                 folder = stage.model_folder(Path(at), size, end=end)
                 _case(part, folder, f"{size}, {label}", prompts=prompts, tokens=tokens, rounds=rounds)
+            if not quick:  # what runs of the testbed start from
+                warm = stage.warm_started(Path(at), size)
+                _case(part, warm, f"{size}, warm-started", prompts=prompts, tokens=tokens, rounds=rounds)
     return part
 
 
