@@ -80,7 +80,7 @@ def model_folder(where: Path, *shape: str, end: float = 0.0) -> Path:
 
 
 def warm_started(where: Path, size: str) -> Path:
-    """A folder with the model that runs of `model=SIZE data=math` start from: its samples of a prompt are much alike."""
+    """A folder with the model that runs of `model=SIZE data=math` start from: samples of a prompt are much alike."""
     folder = where / f"{size}-warm"
     if not folder.exists():
         made = experiment(f"model={size}", "data=math")
