@@ -103,7 +103,8 @@ def _roofline(part: frame.Part, at: Path, quick: bool) -> None:
     for size in ("tiny",) if quick else ("tiny", "small"):
         folder = stage.model_folder(at, size)
         shape = [f"trainer.prompts={4 if quick else 16}", f"rollout.max_tokens={16 if quick else 64}"]
-        made = stage.loop(stage.on(folder, "algo=ppo", "trainer.steps=1000", *shape))
+        # A policy that learns would soon end its turns, and its last rollout would not be like the others.
+        made = stage.loop(stage.on(folder, "algo=ppo", "algo.lr=1e-9", "trainer.steps=1000", *shape))
         record = frame.Record(f"phases of a PPO step, {size}", ["rollout", "values", "update"])
         for number in range(4):
             with record.turn("rollout"):
