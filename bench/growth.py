@@ -24,6 +24,7 @@ from noisyrl.trainer import Loop
 from noisyrl.types import Rollout
 
 _SAMPLES, _PROMPT_TOKENS = 8, 20  # prompts of the testbed's arithmetic have about as many
+_STILL = "algo.lr=1e-9"  # a policy that learns would soon end its turns, and its steps would no longer be alike
 
 
 def measure(quick: bool) -> frame.Part:
@@ -55,7 +56,7 @@ def _grown(
 
 def _step_of(folder: Path, *, rows: int, tokens: int, algo: str = "dvpo") -> Callable[[], float]:
     sizes = [f"trainer.prompts={rows // _SAMPLES}", f"rollout.samples={_SAMPLES}", f"rollout.max_tokens={tokens}"]
-    return partial(stage.step, stage.loop(stage.on(folder, f"algo={algo}", "trainer.steps=1000", *sizes)))
+    return partial(stage.step, stage.loop(stage.on(folder, f"algo={algo}", _STILL, "trainer.steps=1000", *sizes)))
 
 
 def _batch(part: frame.Part, at: Path, quick: bool) -> None:
@@ -103,8 +104,7 @@ def _roofline(part: frame.Part, at: Path, quick: bool) -> None:
     for size in ("tiny",) if quick else ("tiny", "small"):
         folder = stage.model_folder(at, size)
         shape = [f"trainer.prompts={4 if quick else 16}", f"rollout.max_tokens={16 if quick else 64}"]
-        # A policy that learns would soon end its turns, and its last rollout would not be like the others.
-        made = stage.loop(stage.on(folder, "algo=ppo", "algo.lr=1e-9", "trainer.steps=1000", *shape))
+        made = stage.loop(stage.on(folder, "algo=ppo", _STILL, "trainer.steps=1000", *shape))
         record = frame.Record(f"phases of a PPO step, {size}", ["rollout", "values", "update"])
         for number in range(4):
             with record.turn("rollout"):
