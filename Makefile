@@ -103,7 +103,7 @@ $(BIN)/.peers: $(BIN)/.noisyrl
 
 peers: $(BIN)/.peers ## install what bench compares with (TRL); changes no version of the rest
 
-bench: peers ## measure speed into bench/results, about 20 minutes once warm starts are cached; PART="step rollout", ARGS=--quick
+bench: peers ## measure speed into bench/results, about 15 minutes once warm starts are cached; PART="step rollout", ARGS=--quick
 	$(BIN)/python -m bench $(PART) $(ARGS)
 
 bench-check: setup ## the comparison of CI: quick ratios against the committed ones

@@ -16,12 +16,12 @@ from accelerate import Accelerator
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from noisyrl.allocator import keep_freed_memory
 from noisyrl.experience import Collector
 from noisyrl.experiment import Experiment
 from noisyrl.launch import build, resolve
 from noisyrl.models.base import LanguageModel
 from noisyrl.policy import Agent, Critic, Policy
+from noisyrl.processor import keep_freed_memory
 from noisyrl.spec import Natural, spec
 from noisyrl.tasks.base import batch
 from noisyrl.tasks.math import Chains

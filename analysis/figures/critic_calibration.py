@@ -7,8 +7,7 @@ judged by the share of returns that they cover, single numbers by the mean retur
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from analysis.figures.drawing import PAGES, Drawn, chunks, left_out, sheet, titl
 from analysis.figures.groups import Group, Nothing, half_width
 from analysis.figures.quantile_functions import levels
 from noisyrl.ops.quantiles import coverage, coverage_error, pit_histogram
+from noisyrl.processor import one_thread
 
 _COLUMNS = 4
 _BINS = 10
@@ -76,7 +76,7 @@ class _Judged:
 
 def draw(groups: Sequence[Group]) -> Drawn:
     """Nothing: no run has continuations."""
-    with _one_thread():
+    with one_thread():  # figures are drawn in copies of this process
         found, absent = _found(groups)
     note = _note(absent)
     if not found:
@@ -103,17 +103,6 @@ def draw(groups: Sequence[Group]) -> Drawn:
     exact = f"Shares are of {fewest} returns of a run or more: their standard error is at most {0.5 / fewest**0.5:.3f}."
     caption = f"{_CAPTION} {exact} {note}{left_out(len(parts))}"
     return Drawn(pages, pd.DataFrame([*rows, *absent]), caption.strip())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch hangs where it starts threads in a copy of a process that had some; figures are drawn in such copies."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 Kinds = Mapping[str, Sequence[_Judged]]  # kind of returns -> verdict on each run that has some

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from noisyrl import checkpoint, probes, rollouts
 from noisyrl.algos.base import Algorithm
-from noisyrl.allocator import keep_freed_memory
 from noisyrl.correction.base import Correction
 from noisyrl.correction.none import NoCorrection
 from noisyrl.evaluation.harness import Evaluation
@@ -32,6 +31,7 @@ from noisyrl.models import cache
 from noisyrl.models.base import LanguageModel, ModelSpec
 from noisyrl.noise.base import Noise, Setting
 from noisyrl.policy import Agent, Critic, Policy
+from noisyrl.processor import keep_freed_memory
 from noisyrl.provenance import (
     describe_inputs,
     describe_run,

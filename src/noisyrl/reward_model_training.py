@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from noisyrl import rng
 from noisyrl.models.base import LanguageModel, ModelSpec
+from noisyrl.processor import one_thread
 from noisyrl.reward_model import RewardModel, read_facts, save
 from noisyrl.rollout.base import Sampler
 from noisyrl.spec import Count, Fraction, InputError, Natural, Positive, spec
@@ -80,7 +80,7 @@ class RewardModelTraining:
         self.model.check(self.data)
         lm = self.model.load(self.data)
         reward_model = RewardModel(lm).to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        with one_thread():
+        with one_thread():  # the order of a parallel sum is not fixed
             examples = self._sample(lm, [*learned, *judged])
             names = {prompt.uid for prompt in judged}
             training = [example for example in examples if example.prompt.uid not in names]
@@ -197,17 +197,6 @@ def rank_accuracy(examples: Sequence[Example], scores: Sequence[float]) -> dict[
         "same_prompt": _exact(one_each, np.concatenate([np.zeros(0), *same])),
         "any_prompt": _exact(list(zip(picked[True], picked[False], strict=False)), _above(right, wrong)),
     }
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread, because the order of a parallel sum is not fixed; the count is put back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def train_from_config(cfg: Any) -> dict[str, Any]:

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from noisyrl import rng
-from noisyrl.allocator import keep_freed_memory
 from noisyrl.loggers.jsonl import JsonlLogger
 from noisyrl.models.base import LanguageModel, ModelSpec
 from noisyrl.peak_memory import peak_bytes
 from noisyrl.planning.rates import StepTime
 from noisyrl.planning.shape import Shape
 from noisyrl.planning.workload import Response, Workload
+from noisyrl.processor import keep_freed_memory
 from noisyrl.rollout.base import Sampler
 from noisyrl.rollout.rows import collate, open_rows
 from noisyrl.spec import spec

@@ -8,7 +8,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from noisyrl.allocator import keep_freed_memory
+from noisyrl.processor import keep_freed_memory
 assert keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,8 +1,12 @@
-"""The allocator of a process that computes on its processor."""
+"""How a process that computes on its processor uses threads and memory."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 # Parameters of mallopt(3), and the largest value that glibc takes for the first.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
@@ -22,3 +26,17 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _BLOCK_BYTES) and mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread; the count is put back.
+
+    For sums whose order must be fixed, and in a copy of a process (fork), where torch hangs if it starts threads anew.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
