@@ -203,8 +203,7 @@ def describe_git(where: Path) -> dict[str, Any]:
 def describe_environment() -> dict[str, Any]:
     """Versions and hardware."""
     cuda = torch.cuda.is_available()
-    read = (found.metadata for found in importlib.metadata.distributions())  # asked for a name, each is read anew
-    installed = sorted(f"{metadata['Name']}=={metadata['Version']}" for metadata in read)
+    installed = sorted(map(_installed, importlib.metadata.distributions()))
     return {
         "lock_sha256": hashlib.sha256("\n".join(installed).encode()).hexdigest(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -215,6 +214,13 @@ def describe_environment() -> dict[str, Any]:
         "world_size": PartialState().num_processes,
         "threads": torch.get_num_threads(),
     }
+
+
+def _installed(package: importlib.metadata.Distribution) -> str:
+    """NAME==VERSION. `package.metadata` reads its long description too, which takes nearly all of the time."""
+    text = package.read_text("METADATA") or package.read_text("PKG-INFO") or ""
+    fields = dict(line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
+    return "==".join(fields.get(name, "").strip() for name in ("Name", "Version"))
 
 
 def _now() -> str:

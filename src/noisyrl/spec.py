@@ -11,7 +11,6 @@ _CONFIG = ConfigDict(
     extra="forbid",
     allow_inf_nan=False,
     arbitrary_types_allowed=True,
-    use_attribute_docstrings=True,
     validate_default=True,
 )
 C = TypeVar("C", bound=type)
