@@ -132,7 +132,7 @@ def rewarded(
     memory = correction.remember(clean_N, observed_N, part, memory)
     used_N = correction(observed_N, part, memory)
     ledger = _ledger(evidence, scored, observed_N, used_N, causes_N)
-    kept = rows(evidence, ledger.kept)
+    kept = evidence if len(ledger.kept) == len(evidence.clean_B) else rows(evidence, ledger.kept)
     batch = Batch(
         rollout=kept.rollout,
         reward_B=ledger.used_B[ledger.kept],

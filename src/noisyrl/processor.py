@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
 # Parameters of mallopt(3), and the largest value that glibc takes for the first.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
@@ -40,3 +43,24 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def takes_kernels(*tensors: Tensor) -> bool:
+    """Whether compiled loops (`ops.kernels`) can work on them: on a processor, in a type that numpy has."""
+    return all(x.is_cpu and x.dtype in (torch.float32, torch.float64) for x in tensors)
+
+
+def each_row(kernel: Callable[..., None], rows: int, *args: Any) -> None:
+    """kernel(begin, end, *args) for all rows, shared out over torch's threads.
+
+    kernel  lets go of the interpreter and works on every row alone
+    args    tensors become arrays on the same memory; the kernel writes its results into some
+    """
+    arrays = [x.detach().numpy() if isinstance(x, Tensor) else x for x in args]
+    threads = min(torch.get_num_threads(), rows)
+    if threads <= 1:
+        kernel(0, rows, *arrays)
+        return
+    edges = [rows * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda begin, end: kernel(begin, end, *arrays), edges, edges[1:]))

@@ -179,7 +179,7 @@ class Loop:
     def learn(self, batch: Batch, stream: int, *, step: int, credit: Credit | None = None) -> dict[str, float]:
         """Trains on one batch, the critic alone if step < 0, and returns metrics. stream keys the minibatches."""
         credit = self.credit(batch) if credit is None else credit
-        batch = replace(batch, memory=self.progress.memory)
+        batch = replace(batch, value=batch.value.for_losses(), memory=self.progress.memory)
         self.progress.memory = dict(credit.memory)
         factor = self.trainer.lr_factor(step)
         for group in self.optimizer.param_groups:

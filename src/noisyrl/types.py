@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from noisyrl import rng
-from noisyrl.ops.masked import masked_mean
+from noisyrl.ops.masked import masked_mean, select
 from noisyrl.ops.quantiles import coverage_error, crossing_rate, midpoints, pit_histogram
 from noisyrl.ops.risk import ascending, tail_weights
 from noisyrl.ops.worst_case import from_token_before
@@ -133,6 +133,10 @@ class Value:
         """
         return {}
 
+    def for_losses(self) -> Value:
+        """What losses may read of an estimate that was made before the update: not what credit alone needs."""
+        return self
+
 
 @dataclass(frozen=True)
 class EnsembleValue(Value):
@@ -151,8 +155,11 @@ class QuantileValue(Value):
     ensemble_BTM: Tensor
     quantiles_BTHM: Tensor
 
+    def for_losses(self) -> Value:
+        return Value(mean_BT=self.mean_BT)
+
     def diagnostics(self, outcome_B: Tensor, mask_BT: Tensor, tolerance: float) -> dict[str, float]:
-        quantiles_NM, quantiles_NHM = self.ensemble_BTM[mask_BT], self.quantiles_BTHM[mask_BT]
+        quantiles_NM, quantiles_NHM = select(self.ensemble_BTM, mask_BT), select(self.quantiles_BTHM, mask_BT)
         outcome_N = outcome_B[:, None].expand_as(mask_BT)[mask_BT]
         count = quantiles_NM.shape[-1]
         tau_M, sorted_NM = midpoints(count).to(quantiles_NM), ascending(quantiles_NM)
@@ -283,18 +290,19 @@ def to_device(x: X, device: torch.device) -> X:
 
 
 def placed(parts: Sequence[Any], indices: Sequence[Tensor], shape: torch.Size) -> Any:
-    """Rows of values or scores at their places in [B, T, ...] of this shape; 0 elsewhere.
+    """Rows of values or scores at their places in [B, T, ...] of this shape; 0 behind their columns.
 
-    indices  rows [N] (int64) of each part, which may have fewer columns than T
+    indices  rows [N] (int64) of each part, which may have fewer columns than T; together, every row once
     """
 
     def join(name: str) -> Tensor | None:
         tensors = [getattr(part, name) for part in parts]
         if tensors[0] is None:
             return None
-        out = tensors[0].new_zeros(*shape, *tensors[0].shape[2:])
+        out = tensors[0].new_empty(*shape, *tensors[0].shape[2:])
         for index, x in zip(indices, tensors, strict=True):
             out[index, : x.shape[1]] = x
+            out[index, x.shape[1] :] = 0
         return out
 
     return replace(parts[0], **{f.name: join(f.name) for f in fields(parts[0])})

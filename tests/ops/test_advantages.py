@@ -21,6 +21,8 @@ from noisyrl.ops.advantages import (
 )
 from noisyrl.ops.masked import place_last
 
+pytestmark = pytest.mark.usefixtures("kernels_or_tensors")
+
 
 def f64(*rows):
     return torch.tensor(rows, dtype=torch.float64)

@@ -19,6 +19,8 @@ from noisyrl.ops.risk import (
     tail_weights,
 )
 
+pytestmark = pytest.mark.usefixtures("kernels_or_tensors")
+
 
 def f64(*values):
     return torch.tensor(values, dtype=torch.float64)

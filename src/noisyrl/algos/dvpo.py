@@ -28,7 +28,7 @@ from noisyrl.algos.shift import running_gap, shift_term
 from noisyrl.critics.quantile import QuantileCritic
 from noisyrl.ops import risk
 from noisyrl.ops.advantages import distributional_gae, gae, mixture_target
-from noisyrl.ops.masked import keep
+from noisyrl.ops.masked import keep, select
 from noisyrl.ops.quantiles import midpoints, quantile_huber_each
 from noisyrl.spec import NonNegative, spec
 from noisyrl.types import Batch, Credit, Loss, QuantileValue, Value
@@ -152,9 +152,9 @@ class DVPO(PPO):
     def _terms(self, value: QuantileValue, batch: Batch, credit: Credit):
         """The terms but the shift, per policy token [N], each computed when called."""
         mask_BT, (lower, upper) = batch.mask_BT, self.tails
-        quantiles_NHM, target_NK = value.quantiles_BTHM[mask_BT], credit.target[mask_BT]
+        quantiles_NHM, target_NK = select(value.quantiles_BTHM, mask_BT), select(credit.target, mask_BT)
         tau_M = self._levels(quantiles_NHM)
-        sorted_NM, goal_NK = risk.ascending(value.ensemble_BTM[mask_BT]), risk.ascending(target_NK)
+        sorted_NM, goal_NK = risk.ascending(select(value.ensemble_BTM, mask_BT)), risk.ascending(target_NK)
         each_NM = self._quantile_losses(quantiles_NHM, goal_NK, tau_M, batch).mean(dim=1)
         scale = 1 if self.qr_sum else 1 / len(tau_M)
         mirrored = self.shape_contracts == "upper"  # the same loss on the negated distributions

@@ -12,11 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 from noisyrl.critics.base import CriticSpec, Head, Sight
 from noisyrl.critics.heads import HeadStack
+from noisyrl.ops import kernels
 from noisyrl.ops.quantiles import midpoints
+from noisyrl.processor import each_row, takes_kernels
 from noisyrl.spec import Count, Natural, NonNegative, Positive, spec
 from noisyrl.types import QuantileValue
 
@@ -79,44 +81,36 @@ class _Quantiles(Head):
 
 
 def spread(raw: Tensor) -> Tensor:
-    """Quantiles in order [..., M] from [..., M + 1]: their mean, width (before softplus) and logits of the gaps."""
-    return _Spread.apply(raw)
+    """Quantiles in order [..., M] from [..., M + 1]: their mean, width (before softplus) and logits of the gaps.
+
+    mean + width * (c - average of c), where c is 0 and the running sums of the gaps.
+    """
+    if takes_kernels(raw):
+        return _Spread.apply(raw)
+    c = pad(raw[..., 2:].softmax(dim=-1).cumsum(dim=-1), (1, 0))
+    return raw[..., :1] + softplus(raw[..., 1:2]) * (c - c.mean(dim=-1, keepdim=True))
 
 
 class _Spread(torch.autograd.Function):
-    """mean + width * (c - average of c), c = 0 and the running sums of softmax(logits), softplus before the width.
-
-    Its gradient in one piece takes half of the passes that the chain of these operations would.
-    """
-
     @staticmethod
     def forward(ctx: Any, raw: Tensor) -> Tensor:
-        width = softplus(raw[..., 1:2])
-        gap_G = raw[..., 2:].softmax(dim=-1)
-        sum_M = gap_G.new_empty(*gap_G.shape[:-1], gap_G.shape[-1] + 1)
-        sum_M[..., 0] = 0
-        torch.cumsum(gap_G, dim=-1, out=sum_M[..., 1:])
-        average = sum_M.mean(dim=-1, keepdim=True)
-        ctx.save_for_backward(raw[..., 1:2], width, gap_G, sum_M, average)
-        return torch.addcmul(raw[..., :1] - width * average, sum_M, width)
+        raw_RO = raw.flatten(0, -2)
+        width_R = softplus(raw_RO[:, 1])
+        gap_RG = raw_RO[:, 2:].softmax(dim=-1)
+        out_RM = gap_RG.new_empty(len(gap_RG), gap_RG.shape[1] + 1)
+        each_row(kernels.spread, len(out_RM), raw_RO[:, 0], width_R, gap_RG, out_RM)
+        ctx.save_for_backward(raw_RO[:, 1], width_R, gap_RG)
+        return out_RM.view(*raw.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_M: Tensor) -> Tensor:
-        before, width, gap_G, sum_M, average = ctx.saved_tensors
-        count = grad_M.shape[-1]
-        out = grad_M.new_empty(*grad_M.shape[:-1], count + 1)
-        total, widen, lift_G = out[..., :1], out[..., 1:2], out[..., 2:]
-        torch.sum(grad_M, dim=-1, keepdim=True, out=total)
-        widen.copy_(((grad_M * sum_M).sum(dim=-1, keepdim=True) - average * total) * before.sigmoid())
-        # A gap lifts the quantiles above it by `width` and, with their mean, all of them by their share of it.
-        above_G = torch.arange(count - 1, 0, -1, dtype=grad_M.dtype, device=grad_M.device) / count
-        torch.cumsum(grad_M[..., :-1], dim=-1, out=lift_G)
-        lift_G.addcmul_(total, above_G)
-        own = (lift_G * gap_G).sum(dim=-1, keepdim=True)  # the softmax's; signs and `total` cancel
-        torch.sub(own, lift_G, out=lift_G)
-        lift_G.mul_(gap_G).mul_(width)
-        return out
+        before_R, width_R, gap_RG = ctx.saved_tensors
+        grad_RM = grad_M.flatten(0, -2).contiguous()
+        out_RO = grad_RM.new_empty(len(grad_RM), grad_RM.shape[1] + 1)
+        each_row(kernels.spread_slope, len(out_RO), grad_RM, width_R, gap_RG, out_RO)
+        out_RO[:, 1].mul_(before_R.sigmoid())
+        return out_RO.view(*grad_M.shape[:-1], -1)
 
 
 def _softplus_inverse(x: float) -> float:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from noisyrl.ops.masked import keep, last_index
-from noisyrl.ops.quantiles import count_below
 from noisyrl.ops.risk import ascending, tail_weights
+from noisyrl.processor import each_row, takes_kernels
 
 
 @torch.no_grad()
@@ -88,16 +88,14 @@ def mixture_target(reward_BT: Tensor, quantiles_BTM: Tensor, mask_BT: Tensor, *,
     _check(mask_BT, reward=reward_BT, quantiles=quantiles_BTM)
     if not 0 <= lam <= 1:
         raise ValueError(f"lam is {lam}: it is a probability here, set it in [0, 1]")
-    out_BTM = torch.zeros_like(quantiles_BTM)
-    next_BM = torch.zeros_like(quantiles_BTM[:, 0], dtype=torch.float64)
-    target_BM = torch.zeros_like(next_BM)
-    for t in range(out_BTM.shape[1] - 1, -1, -1):
-        real_N = mask_BT[:, t].nonzero().squeeze(1)  # the others carry what they have across
-        target_NM = _mixture_quantiles(next_BM[real_N], target_BM[real_N], lam)
-        target_NM = reward_BT[real_N, t, None] + gamma * target_NM
-        target_BM[real_N] = target_NM
-        next_BM[real_N] = ascending(quantiles_BTM[real_N, t].double())
-        out_BTM[real_N, t] = ascending(target_NM.to(out_BTM.dtype))  # rounding may have swapped equal atoms
+    sorted_BTM = ascending(quantiles_BTM)
+    if not takes_kernels(reward_BT, sorted_BTM):
+        return _mixture_target(reward_BT, sorted_BTM, mask_BT, gamma, lam)
+    from noisyrl.ops import kernels  # imported by those who call it alone: see there
+
+    out_BTM = torch.zeros_like(sorted_BTM)
+    inputs = (x.contiguous() for x in (reward_BT, sorted_BTM, mask_BT))
+    each_row(kernels.mixture_target, len(mask_BT), *inputs, float(gamma), float(lam), out_BTM)
     return out_BTM
 
 
@@ -221,36 +219,33 @@ def _errors_backwards(
     return advantage
 
 
+def _mixture_target(reward_BT: Tensor, sorted_BTM: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> Tensor:
+    out_BTM = torch.zeros_like(sorted_BTM)
+    next_BM = torch.zeros_like(sorted_BTM[:, 0], dtype=torch.float64)
+    target_BM = torch.zeros_like(next_BM)
+    for t in range(out_BTM.shape[1] - 1, -1, -1):
+        real_N = mask_BT[:, t].nonzero().squeeze(1)  # the others carry what they have across
+        target_NM = _mixture_quantiles(next_BM[real_N], target_BM[real_N], lam)
+        target_NM = ascending(reward_BT[real_N, t, None] + gamma * target_NM)  # rounding may have swapped equal atoms
+        target_BM[real_N], out_BTM[real_N, t] = target_NM, target_NM.to(out_BTM.dtype)
+        next_BM[real_N] = sorted_BTM[real_N, t].double()
+    return out_BTM
+
+
 def _mixture_quantiles(first_BM: Tensor, second_BM: Tensor, second_frac: float) -> Tensor:
     """Bin averages of the quantile function of (1 - second_frac) * first + second_frac * second, both sorted float64.
 
-    With a bin as the unit of length, the atoms of both, laid end to end in order, fill M bins: each of `first` is
-    1 - second_frac long, each of `second` second_frac. `begin` is where an atom of `first` begins; left of each of the
-    E = M - 1 inner edges lie `last` + `part` atoms of `first` and `used` of `second`. Sums up to there give the bins.
+    The atoms of both in order, with what each of them is long when a bin is 1, fill M bins. Sums up to the inner edges
+    E = M - 1 between bins give what each holds.
     """
     if second_frac in (0, 1):
         return second_BM if second_frac else first_BM
-    first_frac, count = 1 - second_frac, first_BM.shape[-1]
-    index_M = torch.arange(count, dtype=first_BM.dtype, device=first_BM.device)
-    edge_E = index_M[1:]
-    row_B1 = torch.arange(0, first_BM.numel(), count, device=first_BM.device)[:, None]
-
-    def at(x_BM: Tensor, place_BE: Tensor) -> Tensor:  # a third of the time of x_BM.gather
-        return x_BM.flatten().index_select(0, place_BE.flatten()).view_as(place_BE)
-
-    begin_BM = count_below(second_BM, first_BM).double().mul_(second_frac).add_(index_M, alpha=first_frac)
-    bin_BM = begin_BM.long().clamp_(max=count - 1)
-    begun_BM = torch.zeros_like(bin_BM).scatter_add_(1, bin_BM, torch.ones_like(bin_BM)).cumsum(dim=1)
-    last_BE = (begun_BM[:, :-1] - 1).clamp_(min=0)
-    place_BE = last_BE + row_B1
-    part_BE = (edge_E - at(begin_BM, place_BE)).div_(first_frac).clamp_(0, 1)
-    used_BE = (last_BE + part_BE).mul_(-first_frac).add_(edge_E).div_(second_frac).clamp_(0, count)
-    whole_BE = used_BE.long().clamp_(max=count - 1)
-    rest_BE = used_BE.sub_(whole_BE).sub_(1)
-    first_sum_BM, second_sum_BM = first_BM.cumsum(dim=1), second_BM.cumsum(dim=1)
-    first_left_BE = at(first_sum_BM, place_BE).addcmul_(part_BE.sub_(1), at(first_BM, place_BE))
-    place_BE = whole_BE.add_(row_B1)
-    second_left_BE = at(second_sum_BM, place_BE).addcmul_(rest_BE, at(second_BM, place_BE))
-    left_BE = first_left_BE.mul_(first_frac).add_(second_left_BE, alpha=second_frac)
-    all_B1 = first_frac * first_sum_BM[:, -1:] + second_frac * second_sum_BM[:, -1:]
-    return torch.diff(left_BE, prepend=torch.zeros_like(all_B1), append=all_B1)
+    count = first_BM.shape[-1]
+    atom_BA, order_BA = torch.cat([first_BM, second_BM], dim=-1).sort(dim=-1)
+    size_BA = atom_BA.new_tensor([1 - second_frac, second_frac])[order_BA // count]
+    end_BA, sum_BA = size_BA.cumsum(dim=-1), (size_BA * atom_BA).cumsum(dim=-1)
+    edge_BE = torch.arange(1, count, dtype=atom_BA.dtype, device=atom_BA.device).expand(len(atom_BA), -1).contiguous()
+    at_BE = torch.searchsorted(end_BA, edge_BE).clamp(max=2 * count - 1)  # the atom that reaches over the edge
+    past_BE = end_BA.gather(-1, at_BE) - edge_BE
+    left_BE = sum_BA.gather(-1, at_BE) - past_BE * atom_BA.gather(-1, at_BE)
+    return torch.diff(left_BE, prepend=torch.zeros_like(sum_BA[:, :1]), append=sum_BA[:, -1:])

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
 
 from noisyrl.ops.risk import ascending
+from noisyrl.processor import each_row, takes_kernels
 
-_CPU_BLOCK = 2**16  # numbers worked on at once: temporaries stay in the processor's cache
-_GPU_BLOCK = 2**22
-_WIDEST = 100.0  # spread of a row over kappa up to which float32 errs by about 1e-5 of the largest loss
+_BLOCK = 2**22  # numbers worked on at once by tensor operations, which make a score of temporaries
 
 
 def midpoints(count: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
@@ -93,21 +90,24 @@ class _QuantileHuber(torch.autograd.Function):
     def forward(
         ctx: Any, quantiles_RQ: Tensor, target_RK: Tensor, tau_Q: Tensor, kappa: float, divide_by_kappa: bool
     ) -> Tensor:
+        target_RK, quantiles_RQ = ascending(target_RK).contiguous(), quantiles_RQ.contiguous()
         loss_RQ, slope_RQ = torch.empty_like(quantiles_RQ), torch.empty_like(quantiles_RQ)
-        target_RK = ascending(target_RK)
-        find = _loss_and_slope
-        if quantiles_RQ.dtype == target_RK.dtype == torch.float32 and math.isfinite(kappa):
-            spread = _spread(quantiles_RQ, target_RK)
-            if spread <= _WIDEST * kappa:
-                find, tau_Q = partial(_loss_and_slope_single, zone=min(kappa, spread)), tau_Q.float()
-        block = _CPU_BLOCK if quantiles_RQ.is_cpu else _GPU_BLOCK
-        rows = max(1, block // (quantiles_RQ.shape[1] + target_RK.shape[1]))
-        blocks = (x.split(rows) for x in (quantiles_RQ, target_RK, loss_RQ, slope_RQ))
-        for quantiles, target, loss, slope in zip(*blocks, strict=True):
-            for start in range(0, tau_Q.numel(), block):
-                part = slice(start, start + block)
-                found = find(quantiles[:, part], target, tau_Q[part], kappa, divide_by_kappa)
-                loss[:, part], slope[:, part] = found
+        # So that 0 times an infinite kappa, or over a vanishing one, is still 0. No atom is as far as the largest.
+        kappa = min(kappa, 1e300) if kappa > 1e-300 else 0.0
+        far, near = (1.0, 1 / (kappa or 1.0)) if divide_by_kappa else (kappa, 1.0)
+        if takes_kernels(quantiles_RQ, target_RK):
+            from noisyrl.ops import kernels  # imported by those who call it alone: see there
+
+            arrays = (quantiles_RQ, target_RK, tau_Q, kappa, far, near, loss_RQ, slope_RQ)
+            each_row(kernels.quantile_huber, len(quantiles_RQ), *arrays)
+        else:
+            rows = max(1, _BLOCK // (quantiles_RQ.shape[1] + target_RK.shape[1]))
+            blocks = (x.split(rows) for x in (quantiles_RQ, target_RK, loss_RQ, slope_RQ))
+            for quantiles, target, loss, slope in zip(*blocks, strict=True):
+                for start in range(0, tau_Q.numel(), _BLOCK):
+                    part = slice(start, start + _BLOCK)
+                    found = _loss_and_slope(quantiles[:, part], target, tau_Q[part], kappa, far, near)
+                    loss[:, part], slope[:, part] = found
         ctx.save_for_backward(slope_RQ)
         return loss_RQ
 
@@ -119,99 +119,43 @@ class _QuantileHuber(torch.autograd.Function):
 
 
 def _loss_and_slope(
-    quantiles_RQ: Tensor, target_RK: Tensor, tau_Q: Tensor, kappa: float, divide_by_kappa: bool
+    quantiles_RQ: Tensor, target_RK: Tensor, tau_Q: Tensor, kappa: float, far: float, near: float
 ) -> tuple[Tensor, Tensor]:
     """Mean loss over the sorted atoms y and its derivative by the quantile x, both [R, Q] float64.
+
+    far, near  what the linear and the quadratic zone of the loss are multiplied by
 
     Edges a, b, c at x - kappa, x, x + kappa part a sorted row into a far and a near zone on either side of x. How many
     atoms precede each edge, with prefix sums of y and y^2, gives sum(x - y) and sum((x - y)^2) over every zone.
     """
     atoms = target_RK.shape[1]
-    kappa = min(kappa, 1e300)  # for infinity: so far that no atom is there, and 0 times it is still 0
-    far, near = (1.0, kappa or 1.0) if divide_by_kappa else (kappa, 1.0)
     y_RK = target_RK.double()
-    middle_R1 = y_RK[:, atoms // 2, None]
-    y_RK = y_RK - middle_R1
-    x_RQ = quantiles_RQ.double() - middle_R1
+    middle_R1 = y_RK[:, atoms // 2, None].clone()
+    y_RK, x_RQ = y_RK - middle_R1, quantiles_RQ.double() - middle_R1
     sum_RN, square_RN = _prefix_sums(y_RK), _prefix_sums(y_RK.square())
-    # Rounding an edge may move an atom from one zone to the next, where its loss and slope are the same: the search can
-    # do with the precision of the quantiles.
-    rough_RK = y_RK.to(torch.promote_types(quantiles_RQ.dtype, torch.float32))
 
     def before(edge_RQ: Tensor, or_at: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of the atoms before (or at) an edge: how many; and up to constants sum(y), sum(x - y), sum((x - y)^2)."""
-        below = count_below(rough_RK, edge_RQ.to(rough_RK.dtype), or_equal=or_at)
-        index, count = below.long(), below.double()
-        sum_y = sum_RN.gather(-1, index)
-        first = (count * x_RQ).sub_(sum_y)
-        return count, sum_y, first, square_RN.gather(-1, index).addcmul_(first - sum_y, x_RQ)
+        index_RQ = torch.searchsorted(y_RK, edge_RQ, right=or_at)
+        count, sum_y = index_RQ.double(), sum_RN.gather(-1, index_RQ)
+        first = count * x_RQ - sum_y
+        return count, sum_y, first, square_RN.gather(-1, index_RQ) + (first - sum_y) * x_RQ
 
     def near_zone(count: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and slope, bounded as distances in [0, kappa] are: a tiny kappa would magnify rounding errors."""
-        slope = first.clamp_(min=0).clamp_max_(count.mul_(kappa))
-        return second.clamp_(min=0).clamp_max_(slope * kappa).div_(2 * near), slope.div_(near)
+        slope = first.clamp(min=0).minimum(count * kappa)
+        return near / 2 * second.clamp(min=0).minimum(slope * kappa), near * slope
 
     count_a, sum_a, first_a, second_a = before(x_RQ - kappa)
     count_b, _, first_b, second_b = before(x_RQ)
     count_c, sum_c, first_c, second_c = before(x_RQ + kappa, or_at=True)
-    count_d = atoms - count_c
     loss_low, slope_low = near_zone(count_b - count_a, first_b - first_a, second_b - second_a)
     loss_high, slope_high = near_zone(count_c - count_b, first_b - first_c, second_c - second_b)
-    far_low = (sum_RN[:, :1] - sum_a).addcmul_(count_a, x_RQ - kappa / 2)
-    far_high = (sum_RN[:, -1:] - sum_c).addcmul_(count_d, x_RQ + kappa / 2, value=-1)
-    loss_low.add_(far_low, alpha=far)
-    loss_high.add_(far_high, alpha=far)
-    slope_low.add_(count_a, alpha=far)
-    slope_high.add_(count_d, alpha=far).neg_()
+    loss_low = loss_low + far * (count_a * (x_RQ - kappa / 2) + sum_RN[:, :1] - sum_a)
+    loss_high = loss_high + far * (sum_RN[:, -1:] - sum_c - (atoms - count_c) * (x_RQ + kappa / 2))
+    slope_low, slope_high = slope_low + far * count_a, -slope_high - far * (atoms - count_c)
     # lerp weighs what lies below x by 1 - tau and what lies above by tau.
-    return (
-        loss_low.lerp_(loss_high, tau_Q).clamp_(min=0).div_(atoms),
-        slope_low.lerp_(slope_high, tau_Q).div_(atoms),
-    )
-
-
-def _spread(quantiles_RQ: Tensor, target_RK: Tensor) -> float:
-    """The largest distance between two numbers of a row; 0 without rows."""
-    if not len(target_RK):
-        return 0.0
-    least_R, most_R = quantiles_RQ.amin(dim=-1), quantiles_RQ.amax(dim=-1)  # a quarter of the time of aminmax
-    return float((most_R.maximum(target_RK[:, -1]) - least_R.minimum(target_RK[:, 0])).max())
-
-
-def _loss_and_slope_single(
-    quantiles_RQ: Tensor, target_RK: Tensor, tau_Q: Tensor, kappa: float, divide_by_kappa: bool, *, zone: float
-) -> tuple[Tensor, Tensor]:
-    """As `_loss_and_slope`, in float32 and half of its time; errors grow with the spread over kappa.
-
-    zone  the smaller of kappa and the spread: a kappa beyond all atoms changes nothing but what is divided by
-
-    With P(x) = sum(max(x - y, 0)) and Q its integral, the side below x has slope P(x) - P(x - zone) and loss
-    Q(x) - Q(x - zone); the side above follows from P(x + zone), Q(x + zone) and the sum of all y.
-    """
-    atoms = target_RK.shape[1]
-    scale = 1 / (atoms * (kappa if divide_by_kappa else 1))
-    center_R1 = target_RK.mean(-1, keepdim=True)
-    y_RK = target_RK.double() - center_R1
-    x_RQ = quantiles_RQ - center_R1
-    edge_3RQ = torch.stack([x_RQ - zone, x_RQ, x_RQ + zone])
-    place_W, begin_R1, width = _search(y_RK.float(), edge_3RQ)
-    sum_W, square_W = (
-        pad(z_RK.cumsum(-1), (1, width - atoms - 1)).float().flatten().index_select(0, place_W)
-        for z_RK in (y_RK, y_RK.square())
-    )
-    count_3RQ = place_W.view_as(edge_3RQ).sub_(begin_R1).float()
-    sum_3RQ = sum_W.view_as(edge_3RQ)
-    p_3RQ = count_3RQ.mul_(edge_3RQ).sub_(sum_3RQ)
-    twice_q_3RQ = square_W.view_as(edge_3RQ).addcmul_(torch.sub(p_3RQ, sum_3RQ, out=sum_3RQ), edge_3RQ)
-    slope_low, slope_high = p_3RQ[1] - p_3RQ[0], (p_3RQ[2] - p_3RQ[1]).sub_(zone * atoms)
-    total_R1 = y_RK.sum(-1, keepdim=True).float()
-    loss_low = twice_q_3RQ[1] - twice_q_3RQ[0]
-    loss_high = (twice_q_3RQ[2] - twice_q_3RQ[1]).sub_(x_RQ, alpha=2 * zone * atoms)
-    loss_high.add_(2 * zone * total_R1 - zone**2 * atoms)
-    return (
-        loss_low.lerp_(loss_high, tau_Q).clamp_(min=0).mul_(scale / 2),
-        slope_low.lerp_(slope_high, tau_Q).mul_(scale),
-    )
+    return loss_low.lerp(loss_high, tau_Q).clamp(min=0) / atoms, slope_low.lerp(slope_high, tau_Q) / atoms
 
 
 def _prefix_sums(x_RK: Tensor) -> Tensor:
@@ -219,38 +163,6 @@ def _prefix_sums(x_RK: Tensor) -> Tensor:
     middle = x_RK.shape[1] // 2
     down = x_RK[:, :middle].flip(-1).cumsum(-1).flip(-1).neg_()
     return torch.cat([down, x_RK.new_zeros(len(x_RK), 1), x_RK[:, middle:].cumsum(-1)], -1)
-
-
-def count_below(sorted_RK: Tensor, x_RQ: Tensor, *, or_equal: bool = False) -> Tensor:
-    """How many numbers of a row are below (or at) x, [R, Q] int32.
-
-    sorted_RK  [R, K] float   ascending
-    x_RQ       [R, Q] float   of the same type
-
-    Binary search without branches: on a processor torch.searchsorted takes three times as long, and a comparison in
-    place, in the type of the numbers, takes a sixth of the time of one into a bool.
-    """
-    place_W, begin_R1, _ = _search(sorted_RK, x_RQ, or_equal)
-    return place_W.view_as(x_RQ).sub_(begin_R1)
-
-
-def _search(sorted_RK: Tensor, x_RQ: Tensor, or_equal: bool = False) -> tuple[Tensor, Tensor, int]:
-    """How many numbers of a row are below each x [..., R, Q], plus the row's begin in a table of `width` columns.
-
-    returns  flat int32 sums, begin [R, 1], width > K
-    """
-    width = 2 ** sorted_RK.shape[1].bit_length()
-    tree_W = pad(sorted_RK, (0, width - sorted_RK.shape[1]), value=math.nan).flatten()  # NaN is below nothing
-    begin_R1 = torch.arange(0, len(tree_W), width, dtype=torch.int32, device=x_RQ.device)[:, None]
-    place_W = begin_R1.expand(x_RQ.shape).clone(memory_format=torch.contiguous_format).flatten()
-    x_W = x_RQ.flatten()
-    step = width // 2
-    while step:
-        probe_W = tree_W[step - 1 :].index_select(0, place_W)
-        below_W = probe_W.le_(x_W) if or_equal else probe_W.lt_(x_W)
-        place_W.add_(below_W.to(torch.int32), alpha=step)
-        step //= 2
-    return place_W, begin_R1, width
 
 
 def _check_kappa(kappa: float, divide_by_kappa: bool) -> None:
@@ -323,8 +235,8 @@ def pit_histogram(quantiles_NM: Tensor, outcome_N: Tensor, *, bins: int = 10, to
     """
     outcome_N1 = _outcomes(outcome_N, quantiles_NM)
     sorted_NM = ascending(quantiles_NM)
-    below_N1 = count_below(sorted_NM, outcome_N1 - tolerance)
-    upto_N1 = count_below(sorted_NM, outcome_N1 + tolerance, or_equal=True)
+    below_N1 = torch.searchsorted(sorted_NM, outcome_N1 - tolerance)
+    upto_N1 = torch.searchsorted(sorted_NM, outcome_N1 + tolerance, right=True)
     # In units of 1 / (M * bins) the interval and the edges are whole numbers, so comparisons are exact.
     low_N1, high_N1 = (count_N1.double() * bins for count_N1 in (below_N1, upto_N1))
     edge_E = torch.arange(1, bins, dtype=torch.float64, device=outcome_N1.device) * quantiles_NM.shape[1]

@@ -7,10 +7,14 @@ sorted inside, or not again with `is_sorted=True`. No gradient reaches a target.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from noisyrl.processor import each_row, takes_kernels
 
 
 def ascending(x_M: Tensor) -> Tensor:
@@ -18,7 +22,7 @@ def ascending(x_M: Tensor) -> Tensor:
     step_M = x_M.detach().diff()  # a third of the time of comparing neighbours into bools
     if not step_M.numel() or bool(step_M.amin() >= 0):
         return x_M
-    if x_M.is_cpu and not x_M.requires_grad and x_M.dtype in (torch.float32, torch.float64):
+    if takes_kernels(x_M) and not x_M.requires_grad:
         return torch.from_numpy(np.sort(x_M.numpy(), axis=-1))  # 10 to 20 times as fast on short rows
     return x_M.sort(-1).values
 
@@ -144,9 +148,29 @@ def consistency_loss(quantiles_HM: Tensor) -> Tensor:
 
     Found as twice the unbiased variance across heads.
     """
+    if takes_kernels(quantiles_HM):
+        return _Consistency.apply(quantiles_HM)
     heads = quantiles_HM.shape[-2]
     centred_HM = quantiles_HM - quantiles_HM.mean(-2, keepdim=True)
     return 2 * centred_HM.square().sum(-2).mean(-1) / max(heads - 1, 1)
+
+
+class _Consistency(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_HM: Tensor) -> Tensor:
+        from noisyrl.ops import kernels  # imported by those who call it alone: see there
+
+        x_RHM = x_HM.reshape(-1, *x_HM.shape[-2:]).contiguous()
+        loss_R, slope_RHM = x_RHM.new_empty(len(x_RHM)), torch.empty_like(x_RHM)
+        each_row(kernels.consistency, len(x_RHM), x_RHM, loss_R, slope_RHM)
+        ctx.save_for_backward(slope_RHM.view(x_HM.shape))
+        return loss_R.view(x_HM.shape[:-2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (slope_HM,) = ctx.saved_tensors
+        return slope_HM * grad[..., None, None]
 
 
 def _check_mass(mass: float, most: float) -> None:

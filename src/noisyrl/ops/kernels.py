@@ -1,0 +1,193 @@
+"""Loops over quantiles that tensor operations write as many passes over memory, compiled for a processor.
+
+Each has a twin of tensor operations where it is called, which other devices take; tests hold one against the other.
+Every row is worked on alone, so threads (`processor.each_row`) change no bit. numba compiles a kernel when a type first
+meets it, which takes a second or two, and keeps it on disk. Importing this module takes .2 s: callers do when called.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def quantile_huber(  # noqa: PLR0913 - a kernel takes arrays one by one
+    begin: int,
+    end: int,
+    x_RQ: Floats,
+    y_RK: Floats,
+    tau_Q: Floats,
+    kappa: float,
+    far: float,
+    near: float,
+    loss_RQ: Floats,
+    slope_RQ: Floats,
+) -> None:
+    """Mean loss over the sorted atoms y, and its derivative by the quantile x, as `quantiles._loss_and_slope`.
+
+    Quantiles are nearly in order, so each finds its edges a few steps from those of the one before it.
+    """
+    quantiles, atoms = x_RQ.shape[1], y_RK.shape[1]
+    sum_N, square_N = np.zeros(atoms + 1), np.zeros(atoms + 1)
+    middle = atoms // 2
+    for row in range(begin, end):
+        y_K = y_RK[row]
+        center = np.float64(y_K[middle])
+        # Counted from the middle, so that an outlier stays at its end.
+        for k in range(middle, atoms):
+            y = y_K[k] - center
+            sum_N[k + 1], square_N[k + 1] = sum_N[k] + y, square_N[k] + y * y
+        for k in range(middle - 1, -1, -1):
+            y = y_K[k] - center
+            sum_N[k], square_N[k] = sum_N[k + 1] - y, square_N[k + 1] - y * y
+        a = b = c = 0
+        for q in range(quantiles):
+            a = _below(y_K, x_RQ[row, q] - kappa, a)
+            b = _below(y_K, x_RQ[row, q], b)
+            c = _up_to(y_K, x_RQ[row, q] + kappa, c)
+            x = x_RQ[row, q] - center
+            low_sum, high_sum = sum_N[b] - sum_N[a], sum_N[c] - sum_N[b]
+            low_slope, high_slope = (b - a) * x - low_sum, high_sum - (c - b) * x
+            low = (low_slope - low_sum) * x + square_N[b] - square_N[a]
+            high = square_N[c] - square_N[b] - (high_slope + high_sum) * x
+            # Bounded as distances in [0, kappa] are: a tiny kappa would magnify rounding errors.
+            low_slope, high_slope = (
+                min(max(low_slope, 0.0), (b - a) * kappa),
+                min(max(high_slope, 0.0), (c - b) * kappa),
+            )
+            low, high = min(max(low, 0.0), low_slope * kappa), min(max(high, 0.0), high_slope * kappa)
+            low = near / 2 * low + far * (a * (x - kappa / 2) + sum_N[0] - sum_N[a])
+            high = near / 2 * high + far * (sum_N[atoms] - sum_N[c] - (atoms - c) * (x + kappa / 2))
+            low_slope, high_slope = near * low_slope + far * a, near * high_slope + far * (atoms - c)
+            loss_RQ[row, q] = max((low + tau_Q[q] * (high - low)) / atoms, 0.0)
+            slope_RQ[row, q] = (low_slope - tau_Q[q] * (low_slope + high_slope)) / atoms
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _below(y_K: Floats, edge: float, guess: int) -> int:
+    """How many of the sorted y are below the edge."""
+    while guess < len(y_K) and y_K[guess] < edge:
+        guess += 1
+    while guess > 0 and y_K[guess - 1] >= edge:
+        guess -= 1
+    return guess
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _up_to(y_K: Floats, edge: float, guess: int) -> int:
+    """How many of the sorted y are at most the edge."""
+    while guess < len(y_K) and y_K[guess] <= edge:
+        guess += 1
+    while guess > 0 and y_K[guess - 1] > edge:
+        guess -= 1
+    return guess
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def mixture_target(  # noqa: PLR0913
+    begin: int,
+    end: int,
+    reward_BT: Floats,
+    sorted_BTM: Floats,
+    mask_BT: NDArray[np.bool_],
+    gamma: float,
+    lam: float,
+    out_BTM: Floats,
+) -> None:
+    """`advantages.mixture_target` of quantiles in order; what lies outside the mask is left as it is.
+
+    Atoms of two laws, each of the next quantiles 1 - lam of a bin long and each of the next target lam, are laid end to
+    end in order. They fill M bins, whose averages are the new target.
+    """
+    length, count = sorted_BTM.shape[1], sorted_BTM.shape[2]
+    first_M, second_M = np.empty(count), np.empty(count)
+    target_M = np.empty(count)
+    for row in range(begin, end):
+        first_M[:] = 0.0
+        second_M[:] = 0.0
+        for t in range(length - 1, -1, -1):
+            if not mask_BT[row, t]:
+                continue
+            i = j = 0
+            atom = size = 0.0  # of the atom at hand, what is left of it
+            for m in range(count):
+                space, total = 1.0, 0.0
+                while size < space and i + j < 2 * count:
+                    total += size * atom
+                    space -= size
+                    if j == count or (i < count and first_M[i] <= second_M[j]):
+                        atom, size, i = first_M[i], 1.0 - lam, i + 1
+                    else:
+                        atom, size, j = second_M[j], lam, j + 1
+                target_M[m] = total + space * atom
+                size -= space
+            least = -np.inf  # rounding may have swapped equal atoms
+            for m in range(count):
+                least = max(least, reward_BT[row, t] + gamma * target_M[m])
+                second_M[m] = out_BTM[row, t, m] = least
+                first_M[m] = sorted_BTM[row, t, m]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def spread(begin: int, end: int, mean_R: Floats, width_R: Floats, gap_RG: Floats, out_RM: Floats) -> None:
+    """Quantiles in order: mean + width * (c - average of c), c = 0 and the running sums of the gaps."""
+    count = out_RM.shape[1]
+    for row in range(begin, end):
+        c = total = 0.0
+        out_RM[row, 0] = 0.0
+        for m in range(1, count):
+            c += gap_RG[row, m - 1]
+            total += c
+            out_RM[row, m] = c
+        low = mean_R[row] - width_R[row] * total / count
+        for m in range(count):
+            out_RM[row, m] = low + width_R[row] * out_RM[row, m]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+def spread_slope(begin: int, end: int, grad_RM: Floats, width_R: Floats, gap_RG: Floats, out_RO: Floats) -> None:
+    """Gradient of `spread` by mean and width, and by the logits of which the gaps are the softmax: [R, 2 + G]."""
+    count = grad_RM.shape[1]
+    lift_G = np.empty(count - 1)
+    for row in range(begin, end):
+        share = 0.0
+        for m in range(count):
+            share += grad_RM[row, m]
+        share /= count
+        # A gap lifts the quantiles above it by `width` and, with their average, lowers all of them: the sum over those
+        # above of the gradient less its average, which is minus that over those below.
+        c = lift = widen = own = 0.0
+        for m in range(count - 1):
+            lift -= grad_RM[row, m] - share
+            c += gap_RG[row, m]
+            widen += (grad_RM[row, m + 1] - share) * c
+            lift_G[m] = lift
+        for m in range(count - 1):
+            own += lift_G[m] * gap_RG[row, m]
+        out_RO[row, 0], out_RO[row, 1] = share * count, widen
+        for m in range(count - 1):
+            out_RO[row, 2 + m] = width_R[row] * gap_RG[row, m] * (lift_G[m] - own)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+def consistency(begin: int, end: int, x_RHM: Floats, loss_R: Floats, slope_RHM: Floats) -> None:
+    """`risk.consistency_loss` and its derivative."""
+    heads, count = x_RHM.shape[1:]
+    scale = 2 / (count * max(heads - 1, 1))
+    mean_M = np.empty(count)
+    for row in range(begin, end):
+        mean_M[:] = 0.0
+        for h in range(heads):
+            for m in range(count):
+                mean_M[m] += x_RHM[row, h, m] / heads
+        total = 0.0
+        for h in range(heads):
+            for m in range(count):
+                apart = x_RHM[row, h, m] - mean_M[m]
+                total += apart * apart
+                slope_RHM[row, h, m] = 2 * scale * apart
+        loss_R[row] = scale * total
