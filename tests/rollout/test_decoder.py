@@ -14,16 +14,17 @@ PROMPTS = [[5, 9, 200, 31, 7, 7], [11], [3, 100, 42]]
 
 
 def logits(make, model, prompts, *, steps=12):
-    """Everything a batch of 8 rows is told: after its prompts, after each of `steps` tokens; two rows leave midway."""
+    """Everything is told: after the prompts, after each of `steps` tokens. They part into 8 slots; two leave midway."""
     draws = torch.Generator().manual_seed(1)
     with torch.inference_mode():
         forward = make(model, steps)
-        told = [forward.prefill(prompts, torch.arange(8) % len(prompts))]
+        told = [forward.prefill(prompts, 8)]
+        forward.move(torch.arange(len(prompts), 8) % len(prompts), torch.arange(len(prompts), 8), 8)
         for step in range(steps):
             tokens = torch.randint(0, 250, (8,), generator=draws)
             if step == steps // 2:
                 forward.move(torch.tensor([6, 7]), torch.tensor([0, 3]), 6)
-            told.append(forward.step(tokens[: len(told[-1]) if step < steps // 2 else 6]))
+            told.append(forward.step(tokens[: forward.slots]))
     return told
 
 
@@ -40,7 +41,7 @@ def test_logits_are_those_of_the_modules(lm_of, arch, prompts, options):
             weight.copy_(torch.linspace(0.5, 1.5, len(weight)).roll(index))
     assert decodable(model)
     own, modules = (logits(make, model, prompts) for make in (Decoder, Forward))
-    assert [len(x) for x in own] == [8] * 7 + [6] * 6
+    assert [len(x) for x in own] == [len(prompts)] + [8] * 6 + [6] * 6
     for found, expected in zip(own, modules, strict=True):
         assert expected.std() > 0.5
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)

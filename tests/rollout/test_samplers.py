@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from noisyrl.rollout.decoder import decodable
+from noisyrl.rollout.decoder import Decoder, decodable
 from noisyrl.rollout.fast import FastSampler
 from noisyrl.rollout.hf import GenerateSampler
 from noisyrl.spec import InputError
@@ -187,6 +187,20 @@ def test_fast_refuses_what_it_cannot_cache(lm_of, toy):
     lm.model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(InputError, match="rollout=hf"):
         sample(FastSampler, lm, toy)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+def test_what_samples_have_in_common_is_decoded_once(lm, toy, monkeypatch, temperature):
+    slots, step = [], Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, tokens: slots.append(len(tokens)) or step(self, tokens))
+    rollout = sample(FastSampler, lm, toy, temperature=temperature)
+    width = rollout.tokens_BL.shape[1] - rollout.mask_BT.shape[1]
+    length_B = rollout.attention_BL[:, width:].sum(1)
+    for t, found in enumerate(slots):
+        live = (length_B > t + 1).nonzero()[:, 0]
+        said = {(int(rollout.group_B[row]), *rollout.tokens_BL[row, width : width + t + 1].tolist()) for row in live}
+        assert len(said) <= found < len(said) + max(2, found / 16)
+    assert max(slots) == 5 if temperature == 0 else len(set(slots)) > 5
 
 
 def test_the_cache_grows_past_its_first_room(chain, scripted):

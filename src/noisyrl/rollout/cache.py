@@ -1,8 +1,7 @@
-"""A key-value cache written in place, whose rows can be repeated and dropped while a batch is being decoded."""
+"""A key-value cache written in place, whose rows can be copied and dropped while a batch is being decoded."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -27,23 +26,22 @@ class BufferLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         start, end = self.length, self.length + key_states.shape[2]
         if end > self.keys.shape[2]:
-            self.select(torch.arange(self.rows, device=self.keys.device), 2 * end)
+            self.reserve(len(self.keys), 2 * end)
         self.keys[: self.rows, :, start:end] = key_states
         self.values[: self.rows, :, start:end] = value_states
         self.length = end
         return self.keys[: self.rows, :, :end], self.values[: self.rows, :, :end]
 
-    def select(self, index: Tensor, capacity: int) -> None:
-        """Rows `index` (repeats allowed) in new buffers with room for `capacity` positions."""
+    def reserve(self, rows: int, capacity: int) -> None:
+        """What is written, in new buffers with room for `rows` rows and `capacity` positions."""
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = old.new_empty(len(index), old.shape[1], capacity, old.shape[3])
-            new[:, :, : self.length] = old[:, :, : self.length].index_select(0, index)
+            new = old.new_empty(rows, old.shape[1], capacity, old.shape[3])
+            new[: self.rows, :, : self.length] = old[: self.rows, :, : self.length]
             setattr(self, name, new)
-        self.rows = len(index)
 
     def move(self, source: Tensor, target: Tensor, rows: int) -> None:
-        """Rows `source` overwrite rows `target`; then only the first `rows` exist."""
+        """Rows `source` become rows `target`; then the first `rows` exist."""
         for buffer in (self.keys, self.values):
             written = buffer[:, :, : self.length]
             written[target] = written[source]
@@ -67,12 +65,12 @@ class BufferCache(Cache):
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=BufferLayer)
 
-    def select(self, index: Tensor, *, room: int) -> None:
-        """Keep rows `index` (repeats allowed), with room for `room` more positions before buffers must grow."""
+    def reserve(self, rows: int, *, room: int) -> None:
+        """Room for `rows` rows, and for `room` more positions before buffers must grow."""
         for layer in self.layers:
-            layer.select(index, layer.length + room)
+            layer.reserve(rows, layer.length + room)
 
     def move(self, source: Tensor, target: Tensor, rows: int) -> None:
-        """Rows `source` overwrite rows `target`; then only the first `rows` exist. Copies the moved rows alone."""
+        """Rows `source` become rows `target`; then the first `rows` exist. Copies these rows alone."""
         for layer in self.layers:
             layer.move(source, target, rows)

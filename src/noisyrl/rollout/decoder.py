@@ -44,16 +44,17 @@ class Decoder(Forward):
         self.embedding: Tensor = core.embed_tokens.weight
         self.output = joined(model.lm_head, after=core.norm).contiguous()
 
-    def prefill(self, contexts: Sequence[Sequence[int]], source_N: Tensor) -> Tensor:
-        logits_NV = super().prefill(contexts, source_N)
+    def prefill(self, contexts: Sequence[Sequence[int]], rows: int) -> Tensor:
+        logits = super().prefill(contexts, rows)
         self.cos, self.sin = rotary(self.core, int(self.position.max()) + self.max_tokens + 1)
-        return logits_NV
+        return logits
 
-    def step(self, tokens_N: Tensor) -> Tensor:
+    def step(self, tokens: Tensor) -> Tensor:
         self.position += 1
         self.length += 1
-        cos, sin = (table.index_select(0, self.position[:, 0])[:, None] for table in (self.cos, self.sin))
-        x_ND = self.embedding.index_select(0, tokens_N)
+        position = self.position[: self.slots, 0]
+        cos, sin = (table.index_select(0, position)[:, None] for table in (self.cos, self.sin))
+        x_ND = self.embedding.index_select(0, tokens)
         for index, layer in enumerate(self.layers):
             mixed = (self._normed(x_ND) @ layer.qkv).view(len(x_ND), -1, self.size)  # [N, H + 2 K, E]
             turning = mixed[:, : self.turning]
@@ -71,7 +72,7 @@ class Decoder(Forward):
         cached = self.cache.layers[index].update(key[:, :, None], value[:, :, None])
         keys, values = (x.flatten(0, 1) for x in cached)  # [N K, length, E]
         query = query.reshape(len(keys), -1, self.size)  # [N K, H / K, E]
-        mask = query.new_zeros(1) if self.mask is None else self.mask.flatten(0, 1)[..., : self.length]
+        mask = query.new_zeros(1) if self.mask is None else self.mask[: self.slots].flatten(0, 1)[..., : self.length]
         scores = torch.baddbmm(mask, query, keys.mT, alpha=self.size**-0.5)
         return (scores.softmax(-1) @ values).view(len(turned), -1)
 

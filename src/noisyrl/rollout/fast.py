@@ -1,8 +1,9 @@
 """`rollout=fast`: a decoding loop of our own around the forward pass of any Hugging Face causal LM.
 
-What it saves over `generate`: each prompt is read once for all its samples, finished rows leave the batch, a user's
-reply is fed token by token while other rows go on sampling (nothing is read twice), the cache is written in place,
-and one small transfer per step tells the host what was drawn. Models that `decoder` knows exactly take its shorter way
+What it saves over `generate`: what samples of a prompt have in common is read once, the prompt and as much of their
+responses as they say alike; finished rows leave the batch, a user's reply is fed token by token while other rows go on
+sampling (nothing is read twice), the cache is written in place, and one small transfer per step tells the host what was
+drawn. Models that `decoder` knows exactly take its shorter way
 through their weights.
 """
 
@@ -25,8 +26,8 @@ from noisyrl.spec import InputError, spec
 from noisyrl.tasks.base import Task
 from noisyrl.types import Prompt, Rollout
 
-# Rows leave the batch when this share of it is over: moving rows costs time too.
-_DEAD_SHARE = 1 / 16
+# Slots are given up when this share of them is empty: moving them costs time too.
+_EMPTY_SHARE = 1 / 16
 
 
 @spec
@@ -48,7 +49,7 @@ class FastSampler(Sampler):
 
 
 class _Decoding:
-    """N rows decoded together. A slot is a row's place in the batch; slots are refilled as rows end."""
+    """N rows decoded together. A slot is a place in the batch; rows of a prompt share one until they differ."""
 
     def __init__(self, table: Table, rows: Sequence[Row]) -> None:
         self.table, self.rows = table, rows
@@ -63,42 +64,53 @@ class _Decoding:
         self.done = np.zeros(len(rows), bool)
         keys = np.array([row.key for row in rows], np.uint64)
         self.uniform = rng.counter_uniforms(keys, np.arange(table.max_tokens)[:, None])
-        self.slots = np.arange(len(rows))  # [slots] -> row
+        self.live = np.arange(len(rows))  # rows that are not over, in the order of their slots
+        self.slot = np.zeros(len(rows), np.int64)  # of each row
+        self.shared = True  # whether any slot may have several live rows
 
     def run(self) -> None:
         """Decode until every row is over."""
         logits = self._prefill()
         self.is_end = np.isin(np.arange(logits.shape[1]), list(self.table.chat.ends))
         for t in range(self.table.max_tokens):
-            drawn, logp = draw(logits, self.uniform[t, self.slots], self.table.temperature)
-            tokens = self._record(t, drawn, logp)
-            if self.done.all() or t + 1 == self.table.max_tokens:
+            self._record(t, *self._draw(t, logits))
+            if not len(self.live) or t + 1 == self.table.max_tokens:
                 break
-            logits = self.forward.step(self._drop_finished(tokens))
-        for row in np.flatnonzero(~self.done).tolist():
+            logits = self.forward.step(self._feed(t))
+        for row in self.live.tolist():
             self.rows[row].turns.append(self.table.chat.text(self.tokens[self.turn_start[row] :, row]))
             self._close(row, self.table.max_tokens)
 
     def _prefill(self) -> Tensor:
-        """Logits [N, V] of the first token, each distinct prompt read once."""
-        first = {row.group: i for i, row in reversed(list(enumerate(self.rows)))}
-        place = {group: i for i, group in enumerate(first)}
-        source = torch.tensor([place[row.group] for row in self.rows], device=self.device)
-        return self.forward.prefill([self.rows[i].context for i in first.values()], source)
+        """Logits [slots, V] of the first token, one slot for each prompt."""
+        groups = {row.group: row.context for row in self.rows}
+        place = {group: i for i, group in enumerate(groups)}
+        self.slot[:] = [place[row.group] for row in self.rows]
+        self.live = np.argsort(self.slot, kind="stable")
+        return self.forward.prefill(list(groups.values()), len(self.rows))
 
-    def _record(self, t: int, drawn: Tensor, logp: Tensor) -> Tensor:
-        """Book token t of every slot; returns the tokens to feed: those drawn, or the user's where he is speaking."""
-        slots, forced = self.slots, self.forced[t, self.slots]
-        host = torch.stack([drawn.double(), logp.double()]).cpu().numpy()  # one transfer
-        ids = host[0].astype(np.int64)
-        if forced.any():
-            ids = np.where(forced, self.tokens[t, slots], ids)
-            drawn = torch.from_numpy(ids).to(self.device)
-        self.tokens[t, slots] = ids
-        self.logp[t, slots] = np.where(forced, 0, host[1])
-        for row in slots[self.is_end[ids] & ~forced & ~self.done[slots]].tolist():
+    def _draw(self, t: int, logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Token t of every live row and its log-probability, given logits [slots, V]."""
+        slot, uniform = self.slot[self.live], self.uniform[t, self.live]
+        if self.shared:
+            logits = logits.index_select(0, torch.from_numpy(slot).to(self.device))
+            slot = np.arange(len(slot))
+        every = np.zeros(len(logits))  # for empty slots too: cheaper than leaving them out
+        every[slot] = uniform
+        tokens, logp = draw(logits, every, self.table.temperature)
+        host = torch.stack([tokens.double(), logp.double()]).cpu().numpy()  # one transfer
+        return host[0, slot].astype(np.int64), host[1, slot]
+
+    def _record(self, t: int, drawn: np.ndarray, logp: np.ndarray) -> None:
+        """Book token t of every live row: the one drawn, or the user's where he is speaking. Some rows end with it."""
+        live, forced = self.live, self.forced[t, self.live]
+        ids = np.where(forced, self.tokens[t, live], drawn)
+        self.tokens[t, live] = ids
+        self.logp[t, live] = np.where(forced, 0, logp)
+        ended = live[self.is_end[ids] & ~forced]
+        for row in ended.tolist():
             self._end_turn(row, t)
-        return drawn
+        self.live = live[~self.done[live]]
 
     def _end_turn(self, row: int, t: int) -> None:
         """Token t of the row ended its turn: the user's reply is laid out ahead, or the row is over."""
@@ -118,16 +130,35 @@ class _Decoding:
         entry.chosen = ~self.forced[:length, row]
         entry.logp = self.logp[:length, row].copy()
 
-    def _drop_finished(self, tokens: Tensor) -> Tensor:
-        """Once enough rows are over, move the last live slots into their places and shorten the batch."""
-        live = ~self.done[self.slots]
-        count = int(live.sum())
-        if len(live) - count < max(1, _DEAD_SHARE * len(live)):
-            return tokens
-        holes, movers = np.flatnonzero(~live[:count]), count + np.flatnonzero(live[count:])
-        self.slots[holes] = self.slots[movers]
-        self.slots = self.slots[:count]
-        source, target = (torch.from_numpy(x).to(self.device) for x in (movers, holes))
-        self.forward.move(source, target, count)
-        tokens[target] = tokens[source]
-        return tokens[:count]
+    def _feed(self, t: int) -> Tensor:
+        """Tokens [slots] to go on with after token t was booked."""
+        slots = self.forward.slots
+        if self.shared or slots - len(self.live) >= max(1, _EMPTY_SHARE * slots):
+            self._arrange(t)
+        tokens = np.zeros(self.forward.slots, np.int64)
+        tokens[self.slot[self.live]] = self.tokens[t, self.live]
+        return torch.from_numpy(tokens).to(self.device)
+
+    def _arrange(self, t: int) -> None:
+        """One slot for rows that have said the same up to token t; slots without a row are filled or given up."""
+        vocabulary, slots = len(self.is_end), self.forward.slots
+        said = self.slot[self.live] * vocabulary + self.tokens[t, self.live]
+        order = np.argsort(said, kind="stable")
+        rows, said = self.live[order], said[order]
+        new = np.diff(said, prepend=-1) > 0
+        source = said[new] // vocabulary
+        count = len(source)
+        if slots - count < max(1, _EMPTY_SHARE * slots):
+            count = max(slots, count)
+        # The first of those that part stays where it is, if there is such a slot from now on.
+        target = np.where(np.diff(source, prepend=-1) > 0, source, count)
+        moving, empty = target >= count, np.ones(count, bool)
+        empty[target[~moving]] = False
+        target[moving] = np.flatnonzero(empty)[: moving.sum()]
+        if moving.any() or count != slots:
+            copied, onto = (torch.from_numpy(x[moving]).to(self.device) for x in (source, target))
+            self.forward.move(copied, onto, count)
+        slot = target[np.cumsum(new) - 1]
+        self.slot[rows] = slot
+        self.live = rows[np.argsort(slot, kind="stable")]
+        self.shared = len(source) < len(rows)

@@ -19,10 +19,11 @@ _ROOM_TOKENS = 128
 
 
 class Forward:
-    """A batch of N rows on their way; a slot is a row's place in it."""
+    """Rows on their way; rows that have said the same so far share a slot, and there is room for N slots."""
 
-    position: Tensor  # [slots, 1] int64, of the token last fed
-    mask: Tensor | None  # which columns of the cache each slot sees, the last axis; None = all
+    slots: int  # in use: the first ones
+    position: Tensor  # [N, 1] int64, of the token last fed to each slot
+    mask: Tensor | None  # [N, ...] which columns of the cache each slot sees, the last axis; None = all
 
     def __init__(self, model: PreTrainedModel, max_tokens: int) -> None:
         """max_tokens: how many tokens a row may be fed after its prompt."""
@@ -31,38 +32,34 @@ class Forward:
         self.cache = BufferCache()
         self.length = 0  # columns of the cache that are written
 
-    def prefill(self, contexts: Sequence[Sequence[int]], source_N: Tensor) -> Tensor:
-        """Reads each prompt once, then gives every row a copy of its own; logits [N, V] of the first token.
-
-        contexts   the distinct prompts, in tokens
-        source_N   [N] int64, whose copy a row is
-        """
+    def prefill(self, contexts: Sequence[Sequence[int]], rows: int) -> Tensor:
+        """Reads prompts, in tokens, into a slot each; logits [slots, V] of the first token. rows: N."""
         width = max(map(len, contexts))
         ids = torch.tensor([[0] * (width - len(context)) + list(context) for context in contexts])
         real = torch.arange(width) >= torch.tensor([[width - len(context)] for context in contexts])
         position = (real.cumsum(1) - 1).clamp(min=0)
         ids, real, position = (x.to(self.device) for x in (ids, real, position))
         logits = self._model(ids, None if real.all() else real, position, logits_to_keep=1)
-        self.cache.select(source_N, room=min(self.max_tokens, _ROOM_TOKENS))
-        self.position = position[source_N, -1:]
-        self.length = width
-        self.mask = self._open_mask(real[source_N])
-        return logits[source_N]
+        self.cache.reserve(rows, room=min(self.max_tokens, _ROOM_TOKENS))
+        self.slots, self.length = len(contexts), width
+        mask = self._open_mask(real)
+        self.position, self.mask = _with_room(position[:, -1:], rows), None if mask is None else _with_room(mask, rows)
+        return logits
 
-    def step(self, tokens_N: Tensor) -> Tensor:
+    def step(self, tokens: Tensor) -> Tensor:
         """Logits [slots, V] after one more token in every slot."""
-        self.position = self.position + 1
+        self.position += 1
         self.length += 1
-        mask = None if self.mask is None else self.mask[..., : self.length]
-        return self._model(tokens_N[:, None], mask, self.position)
+        mask = None if self.mask is None else self.mask[: self.slots, ..., : self.length]
+        return self._model(tokens[:, None], mask, self.position[: self.slots])
 
     def move(self, source: Tensor, target: Tensor, slots: int) -> None:
-        """Slots `source` overwrite slots `target`; then only the first `slots` exist."""
+        """Slots `target` become copies of slots `source`; then the first `slots` are in use."""
         self.cache.move(source, target, slots)
         for x in (self.position, self.mask):
             if x is not None:
                 x[target] = x[source]
-        self.position, self.mask = self.position[:slots], None if self.mask is None else self.mask[:slots]
+        self.slots = slots
 
     def _open_mask(self, real: Tensor) -> Tensor | None:
         """All columns but a prompt's padding (False in `real`), those to come included."""
@@ -98,3 +95,10 @@ def layer_kinds(model: PreTrainedModel) -> set[str]:
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where True, the lowest number of `dtype` elsewhere: what attention adds to its scores."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def _with_room(x: Tensor, rows: int) -> Tensor:
+    """x [slots, ...] as the first of `rows`; the others hold nothing yet."""
+    room = x.new_zeros(rows, *x.shape[1:])
+    room[: len(x)] = x
+    return room
