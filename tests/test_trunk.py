@@ -85,6 +85,25 @@ def norm_in_full(self, x):
     return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
 
 
+def test_threads_change_no_bit_of_what_is_compiled():
+    """Some tokens more than a block of `trunk_kernels`."""
+    g = torch.Generator().manual_seed(0)
+    x_ND, mixed_NCE, both_NJ = (torch.randn(300, *shape, generator=g) for shape in ((16,), (8, 8), (48,)))
+    weight_TE, turn = torch.rand(6, 8, generator=g), tuple(torch.randn(2, 300, 8, generator=g))
+    number_BS = torch.randint(300, (12, 40), generator=g)
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        inputs = [x.clone().requires_grad_() for x in (x_ND, mixed_NCE, weight_TE, both_NJ)]
+        x, mixed, weight, both = inputs
+        rows = trunk._Turned.apply(mixed, weight, turn, 1e-6, (4, 2), number_BS)
+        outputs = [trunk._Normed.apply(x, 1e-6), *rows, trunk._Gated.apply(both)]
+        sum((y.sin() * y).sum() for y in outputs).backward()
+        found.append([*outputs, *(x.grad for x in inputs)])
+    torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_tokens_that_rows_share_are_computed_once():
     tokens_BS, size_B = answered()
     merged = trunk._merged(tokens_BS, size_B)

@@ -2,7 +2,7 @@
 
 What it saves over Hugging Face's modules: tokens that rows have in common from their start, as the samples of a prompt
 do, are computed once; nothing is padded but in attention; the projections of a layer are one product, norm weights
-folded into them; norms, rotary positions and gates pass over memory less often, with gradients in closed form. These
+folded into them; norms, rotary positions and gates pass over memory once (`trunk_kernels`), with gradients in closed form. These
 are the sums of the modules in another order: states and gradients differ from theirs by float rounding alone. A model
 that deviates in anything keeps its own forward pass (`trainable`). Taking few rows at a time, for the sake of the
 processor's cache, was slower than all at once.
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from noisyrl.known import known, layers, rotary
+from noisyrl.processor import each_row
 
 
 def trainable(backbone: nn.Module) -> bool:
@@ -43,12 +44,11 @@ def states(backbone: Any, merged: Merged) -> Tensor:
     config = backbone.config
     heads, eps = (config.num_attention_heads, config.num_key_value_heads), config.rms_norm_eps
     cos_SE, sin_SE = rotary(backbone, merged.number_BS.shape[1])
-    turn = cos_SE[merged.position_N, None], sin_SE[merged.position_N, None]
+    turn = cos_SE[merged.position_N], sin_SE[merged.position_N]
     x_ND = backbone.embed_tokens(merged.token_N)
     for layer in layers(backbone):
         mixed_NCE = (_Normed.apply(x_ND, eps) @ layer.qkv).unflatten(1, (-1, cos_SE.shape[1]))
-        mixed_NCE = _Turned.apply(mixed_NCE, sum(heads), layer.heads, turn, eps)
-        x_ND = torch.addmm(x_ND, _attended(mixed_NCE, merged, heads), layer.out)
+        x_ND = torch.addmm(x_ND, _attended(mixed_NCE, merged, heads, layer.heads, turn, eps), layer.out)
         x_ND = torch.addmm(x_ND, _Gated.apply(_Normed.apply(x_ND, eps) @ layer.gate_up), layer.down)
     return _Normed.apply(x_ND, eps) * backbone.norm.weight
 
@@ -80,11 +80,16 @@ def _merged(tokens_BS: Tensor, size_B: Tensor) -> Merged:
     return Merged(*map(torch.from_numpy, found))
 
 
-def _attended(mixed_NCE: Tensor, merged: Merged, heads: tuple[int, int]) -> Tensor:
+def _attended(  # noqa: PLR0913 - all that attention needs to know
+    mixed_NCE: Tensor,
+    merged: Merged,
+    heads: tuple[int, int],
+    weight_TE: Tensor | None,
+    turn: tuple[Tensor, Tensor],
+    eps: float,
+) -> Tensor:
     """[N, H E] what each token sees, from queries, keys and values of all."""
-    # An embedding, because the gradient of `index_select` is added up row by row.
-    rows_BSX = F.embedding(merged.number_BS, mixed_NCE.flatten(1))
-    query, key, value = rows_BSX.unflatten(2, mixed_NCE.shape[1:]).transpose(1, 2).split((*heads, heads[1]), dim=1)
+    query, key, value = _Turned.apply(mixed_NCE, weight_TE, turn, eps, heads, merged.number_BS)
     seen_BHSE = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     return seen_BHSE.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, merged.place_N)
 
@@ -94,63 +99,66 @@ class _Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        scale = _scale(x, eps)
-        normed = x * scale
+        from noisyrl import trunk_kernels  # which takes .2 s
+
+        normed, scale = torch.empty_like(x), x.new_empty(len(x))
+        each_row(trunk_kernels.normed, len(x), x, eps, normed, scale)
         ctx.save_for_backward(normed, scale)
         return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        from noisyrl import trunk_kernels
+
         normed, scale = ctx.saved_tensors
-        return torch.addcmul(grad, normed, _along(grad, normed)).mul_(scale), None
-
-
-def _scale(x: Tensor, eps: float) -> Tensor:
-    """What x is multiplied by to have a root mean square of 1 over its last axis, which is kept."""
-    return torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_()[..., None]
-
-
-def _along(grad: Tensor, normed: Tensor) -> Tensor:
-    """How much of `normed` is added to a gradient by it, before scaling, to make it one by what was normed."""
-    return torch.linalg.vecdot(grad, normed)[..., None].div_(-grad.shape[-1])
+        out = torch.empty_like(normed)
+        each_row(trunk_kernels.normed_back, len(out), grad.contiguous(), normed, scale, out)
+        return out, None
 
 
 class _Turned(torch.autograd.Function):
-    """Heads [N, C, E], of which the first `turning` are turned by their positions, after a norm if it has weights."""
+    """Queries, keys and values [B, H or K, S, E] of tokens in rows, from the heads [N, C, E] of the distinct tokens.
+
+    Queries and keys are turned by their positions, after a norm if it has weights [H + K, E].
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, mixed: Tensor, turning: int, weight: Tensor | None, turn: tuple[Tensor, Tensor], eps: float
-    ) -> Tensor:
-        (cos, sin), x = turn, mixed[:, :turning]
-        scale = None
-        if weight is not None:
-            scale = _scale(x, eps)
-            x = (x * scale).mul_(weight)
-        out = torch.empty_like(mixed)
-        out[:, turning:] = mixed[:, turning:]
-        torch.mul(x, cos, out=out[:, :turning]).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
-        ctx.save_for_backward(None if weight is None else mixed, scale, weight, cos, sin)
-        ctx.turning = turning
-        return out
+    def forward(  # noqa: PLR0913
+        ctx: Any,
+        mixed: Tensor,
+        weight: Tensor | None,
+        turn: tuple[Tensor, Tensor],
+        eps: float,
+        heads: tuple[int, int],
+        number: Tensor,
+    ) -> tuple[Tensor, ...]:
+        from noisyrl import trunk_kernels
+
+        ctx.norm = weight is not None
+        weight = mixed.new_ones(sum(heads), mixed.shape[2]) if weight is None else weight
+        out, scale = torch.empty_like(mixed), mixed.new_empty(len(mixed), len(weight))
+        each_row(trunk_kernels.turned, len(mixed), mixed, weight, *turn, ctx.norm, eps, out, scale)
+        ctx.save_for_backward(mixed, weight, *turn, scale, number)
+        rows = F.embedding(number, out.flatten(1)).unflatten(2, mixed.shape[1:])
+        return rows.transpose(1, 2).split((*heads, heads[1]), dim=1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        mixed, scale, weight, cos, sin = ctx.saved_tensors
-        out = torch.empty_like(grad)
-        out[:, ctx.turning :] = grad[:, ctx.turning :]
-        grad = grad[:, : ctx.turning]
-        x = (grad * sin).roll(grad.shape[-1] // 2, -1).addcmul_(grad, cos)
-        if weight is None:
-            out[:, : ctx.turning] = x
-            return out, None, None, None, None
-        normed = mixed[:, : ctx.turning] * scale
-        weight_grad = torch.linalg.vecdot(x, normed, dim=0)
-        x.mul_(weight)
-        torch.mul(x.addcmul_(normed, _along(x, normed)), scale, out=out[:, : ctx.turning])
-        return out, None, weight_grad, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        from noisyrl import trunk_kernels
+
+        mixed, weight, cos, sin, scale, number = ctx.saved_tensors
+        out = torch.zeros_like(mixed)
+        first = 0
+        for grad in grads:
+            heads = grad.shape[1]
+            each_row(trunk_kernels.added, heads, number, grad.transpose(1, 2).contiguous(), first, out)
+            first += heads
+        blocks = -(-len(mixed) // trunk_kernels.BLOCK)
+        weight_grad = weight.new_zeros(blocks, *weight.shape)
+        each_row(trunk_kernels.turned_back, blocks, out, mixed, scale, weight, cos, sin, ctx.norm, weight_grad)
+        return out, weight_grad.sum(dim=0) if ctx.norm else None, None, None, None, None
 
 
 class _Gated(torch.autograd.Function):
@@ -165,9 +173,10 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        gate, up = ctx.saved_tensors[0].chunk(2, dim=1)
-        out = torch.empty_like(ctx.saved_tensors[0])
-        gate_grad, up_grad = out.chunk(2, dim=1)
-        torch.mul(F.silu(gate), grad, out=up_grad)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=gate_grad)
+        from noisyrl import trunk_kernels
+
+        (both,) = ctx.saved_tensors
+        out = torch.empty_like(both)
+        share = torch.sigmoid(both.chunk(2, dim=1)[0])
+        each_row(trunk_kernels.gated_back, len(both), grad.contiguous(), both, share, out)
         return out
