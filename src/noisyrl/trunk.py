@@ -2,10 +2,10 @@
 
 What it saves over Hugging Face's modules: tokens that rows have in common from their start, as the samples of a prompt
 do, are computed once; nothing is padded but in attention; the projections of a layer are one product, norm weights
-folded into them; norms, rotary positions and gates pass over memory once (`trunk_kernels`), with gradients in closed form. These
-are the sums of the modules in another order: states and gradients differ from theirs by float rounding alone. A model
-that deviates in anything keeps its own forward pass (`trainable`). Taking few rows at a time, for the sake of the
-processor's cache, was slower than all at once.
+folded into them; norms, rotary positions and gates pass over memory once (`trunk_kernels`), with gradients in closed
+form. These are the sums of the modules in another order: states and gradients differ from theirs by float rounding
+alone. A model that deviates in anything keeps its own forward pass (`trainable`). Taking few rows at a time, for the
+sake of the processor's cache, was slower than all at once.
 
 Axes: N distinct tokens, B rows of S columns, C = H + 2 K query, key and value heads of size E.
 """
