@@ -24,13 +24,17 @@ class BufferLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, end = self.length, self.length + key_states.shape[2]
-        if end > self.keys.shape[2]:
-            self.reserve(len(self.keys), 2 * end)
-        self.keys[: self.rows, :, start:end] = key_states
-        self.values[: self.rows, :, start:end] = value_states
-        self.length = end
-        return self.keys[: self.rows, :, :end], self.values[: self.rows, :, :end]
+        keys, values = self.extend(key_states.shape[2])
+        keys[:, :, -key_states.shape[2] :] = key_states
+        values[:, :, -key_states.shape[2] :] = value_states
+        return keys, values
+
+    def extend(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, heads, length, head size] with so many more positions, which are yet to be written."""
+        if self.length + positions > self.keys.shape[2]:
+            self.reserve(len(self.keys), 2 * (self.length + positions))
+        self.length += positions
+        return self.keys[: self.rows, :, : self.length], self.values[: self.rows, :, : self.length]
 
     def reserve(self, rows: int, capacity: int) -> None:
         """What is written, in new buffers with room for `rows` rows and `capacity` positions."""

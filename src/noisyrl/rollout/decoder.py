@@ -18,7 +18,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from noisyrl.known import Layer, joined, known, layers, rotary
+from noisyrl.processor import each_row
+from noisyrl.rollout.cache import BufferLayer
 from noisyrl.rollout.forward import Forward, additive
+
+# Slots from which compiled loops ask the keys. With fewer a rollout gains too little for the .2 s that they take to
+# import: what a warm-started policy says to 16 prompts needs about 50 slots, the first step then starts without them.
+_COMPILED_FROM = 112
 
 
 def decodable(model: PreTrainedModel) -> bool:
@@ -52,29 +58,44 @@ class Decoder(Forward):
     def step(self, tokens: Tensor) -> Tensor:
         self.position += 1
         self.length += 1
-        position = self.position[: self.slots, 0]
-        cos, sin = (table.index_select(0, position)[:, None] for table in (self.cos, self.sin))
+        now = self.position[: self.slots, 0]
+        self.now = [table.index_select(0, now)[:, None] for table in (self.cos, self.sin)]
         x_ND = self.embedding.index_select(0, tokens)
         for index, layer in enumerate(self.layers):
             mixed = (self._normed(x_ND) @ layer.qkv).view(len(x_ND), -1, self.size)  # [N, H + 2 K, E]
-            turning = mixed[:, : self.turning]
-            if layer.heads is not None:
-                turning = self._normed(turning) * layer.heads
-            turned = torch.addcmul(turning * cos, turning.roll(self.size // 2, -1), sin)
-            x_ND.addmm_(self._attended(index, turned, mixed[:, self.turning :]), layer.out)
+            x_ND.addmm_(self._attended(index, mixed, layer.heads), layer.out)
             gate, up = (self._normed(x_ND) @ layer.gate_up).chunk(2, dim=1)
             x_ND.addmm_(F.silu(gate).mul_(up), layer.down)
         return self._normed(x_ND) @ self.output
 
-    def _attended(self, index: int, turned: Tensor, value: Tensor) -> Tensor:
-        """[N, H E] what the new token sees. turned: its queries and keys [N, H + K, E], value [N, K, E]."""
-        query, key = turned[:, : -self.key_heads], turned[:, -self.key_heads :]
-        cached = self.cache.layers[index].update(key[:, :, None], value[:, :, None])
-        keys, values = (x.flatten(0, 1) for x in cached)  # [N K, length, E]
-        query = query.reshape(len(keys), -1, self.size)  # [N K, H / K, E]
+    def _attended(self, index: int, mixed: Tensor, heads: Tensor | None) -> Tensor:
+        """[N, H E] what the new token sees. mixed: its queries, keys and values [N, H + 2 K, E]; heads: see `Layer`."""
+        ask = self._ask_compiled if self.slots >= _COMPILED_FROM else self._ask
+        scores, values = ask(self.cache.layers[index], mixed, heads)
+        return (scores.softmax(-1) @ values.flatten(0, 1)).view(len(mixed), -1)
+
+    def _ask(self, cache: BufferLayer, mixed: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores [N K, H / K, length] and values [N, K, length, E], those of the new token included."""
+        turning, value = mixed.tensor_split([self.turning], 1)
+        if heads is not None:
+            turning = self._normed(turning) * heads
+        turned = torch.addcmul(turning * self.now[0], turning.roll(self.size // 2, -1), self.now[1])
+        query, key = turned.tensor_split([self.turning - self.key_heads], 1)
+        keys, values = cache.update(key[:, :, None], value[:, :, None])
+        query = query.reshape(len(query) * self.key_heads, -1, self.size)
         mask = query.new_zeros(1) if self.mask is None else self.mask[: self.slots].flatten(0, 1)[..., : self.length]
-        scores = torch.baddbmm(mask, query, keys.mT, alpha=self.size**-0.5)
-        return (scores.softmax(-1) @ values).view(len(turned), -1)
+        return torch.baddbmm(mask, query, keys.flatten(0, 1).mT, alpha=self.size**-0.5), values
+
+    def _ask_compiled(self, cache: BufferLayer, mixed: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `_ask`, in one pass."""
+        from noisyrl.rollout import kernels
+
+        _, values = cache.extend(1)
+        heads = mixed.new_empty(0, self.size) if heads is None else heads
+        scores = mixed.new_empty(len(mixed), self.turning - self.key_heads, self.length)
+        tables = self.position, self.cos, self.sin
+        each_row(kernels.ask, len(mixed), mixed, heads, self.eps, *tables, cache.keys, cache.values, scores)
+        return scores.view(len(mixed) * self.key_heads, -1, self.length), values
 
     def _normed(self, x: Tensor) -> Tensor:
         """x divided by its root mean square over the last axis."""
