@@ -1,10 +1,15 @@
-"""Freed memory stays with the process: its pages are not cleared again."""
+"""Freed memory stays with the process: its pages are not cleared again. Threads change no bit."""
 
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from noisyrl.ops.advantages import mixture_target
+from noisyrl.ops.quantiles import midpoints, quantile_huber_each
+from noisyrl.processor import takes_kernels
 
 FAULTS = """
 import resource, torch
@@ -26,3 +31,30 @@ print(faults() - before)
 def test_blocks_are_taken_from_memory_that_was_freed():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= 8192  # of 32768 pages, which are all cleared again by default
+
+
+def test_rows_are_shared_out_over_threads_bit_for_bit():
+    draw = torch.Generator().manual_seed(0)
+    reward, quantiles = torch.randn(5, 7, generator=draw), torch.randn(5, 7, 20, generator=draw)
+    mask = torch.rand(5, 7, generator=draw) < 0.7
+    mask[:, 0] = True
+
+    def found():
+        target = mixture_target(reward, quantiles, mask, gamma=1.0, lam=0.9)
+        return target, quantile_huber_each(quantiles, target, midpoints(20), kappa=0.1, divide_by_kappa=True)
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = found()
+        for count in (2, 3, 8):  # eight are more than there are rows
+            torch.set_num_threads(count)
+            assert all(map(torch.equal, alone, found()))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_kernels_take_what_numpy_can_hold():
+    assert takes_kernels(torch.zeros(2), torch.zeros(2).double())
+    assert not takes_kernels(torch.zeros(2), torch.zeros(2).bfloat16())
+    assert not takes_kernels(torch.zeros(2, device="meta"))

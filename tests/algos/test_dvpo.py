@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from noisyrl.critics import quantile
 from noisyrl.critics.quantile import spread
 from noisyrl.ops.advantages import distributional_gae, gae
 from noisyrl.types import Batch, QuantileValue, Range, Rollout
@@ -196,8 +197,11 @@ def test_monotone_quantiles_are_in_order_and_have_the_mean_they_are_given(count)
     assert_close(value.ensemble_BTM.mean(-1), value.mean_BT)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_spread_has_the_gradient_of_its_definition(count):
+def test_spread_has_the_gradient_of_its_definition(count, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(quantile, "takes_kernels", lambda *_: False)
     raw = torch.randn(3, 4, count + 1, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
     raw.requires_grad_()
     gaps = torch.nn.functional.softplus(raw[..., 1:2]) * raw[..., 2:].softmax(dim=-1)

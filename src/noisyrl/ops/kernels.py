@@ -27,64 +27,71 @@ def quantile_huber(  # noqa: PLR0913 - a kernel takes arrays one by one
     loss_RQ: Floats,
     slope_RQ: Floats,
 ) -> None:
-    """Mean loss over the sorted atoms y, and its derivative by the quantile x, as `quantiles._loss_and_slope`.
-
-    Quantiles are nearly in order, so each finds its edges a few steps from those of the one before it.
-    """
+    """Mean loss over the sorted atoms y, and its derivative by the quantile x, as `quantiles._loss_and_slope`."""
     quantiles, atoms = x_RQ.shape[1], y_RK.shape[1]
     sum_N, square_N = np.zeros(atoms + 1), np.zeros(atoms + 1)
     middle = atoms // 2
     for row in range(begin, end):
-        y_K = y_RK[row]
-        center = np.float64(y_K[middle])
+        y_K, x_Q = y_RK[row], x_RQ[row]
         # Counted from the middle, so that an outlier stays at its end.
         for k in range(middle, atoms):
-            y = y_K[k] - center
+            y = y_K[k] - np.float64(y_K[middle])
             sum_N[k + 1], square_N[k + 1] = sum_N[k] + y, square_N[k] + y * y
         for k in range(middle - 1, -1, -1):
-            y = y_K[k] - center
+            y = y_K[k] - np.float64(y_K[middle])
             sum_N[k], square_N[k] = sum_N[k + 1] - y, square_N[k + 1] - y * y
-        a = b = c = 0
-        for q in range(quantiles):
-            a = _below(y_K, x_RQ[row, q] - kappa, a)
-            b = _below(y_K, x_RQ[row, q], b)
-            c = _up_to(y_K, x_RQ[row, q] + kappa, c)
-            x = x_RQ[row, q] - center
-            low_sum, high_sum = sum_N[b] - sum_N[a], sum_N[c] - sum_N[b]
-            low_slope, high_slope = (b - a) * x - low_sum, high_sum - (c - b) * x
-            low = (low_slope - low_sum) * x + square_N[b] - square_N[a]
-            high = square_N[c] - square_N[b] - (high_slope + high_sum) * x
-            # Bounded as distances in [0, kappa] are: a tiny kappa would magnify rounding errors.
-            low_slope, high_slope = (
-                min(max(low_slope, 0.0), (b - a) * kappa),
-                min(max(high_slope, 0.0), (c - b) * kappa),
-            )
-            low, high = min(max(low, 0.0), low_slope * kappa), min(max(high, 0.0), high_slope * kappa)
-            low = near / 2 * low + far * (a * (x - kappa / 2) + sum_N[0] - sum_N[a])
-            high = near / 2 * high + far * (sum_N[atoms] - sum_N[c] - (atoms - c) * (x + kappa / 2))
-            low_slope, high_slope = near * low_slope + far * a, near * high_slope + far * (atoms - c)
-            loss_RQ[row, q] = max((low + tau_Q[q] * (high - low)) / atoms, 0.0)
-            slope_RQ[row, q] = (low_slope - tau_Q[q] * (low_slope + high_slope)) / atoms
+        falls = 0
+        for q in range(1, quantiles):
+            falls += x_Q[q] < x_Q[q - 1]
+        if falls <= quantiles // 32:  # in order, up to falls from head to head
+            _huber_of_row(x_Q, y_K, tau_Q, sum_N, square_N, kappa, far, near, loss_RQ[row], slope_RQ[row])
+        else:
+            order_Q = np.argsort(x_Q)
+            loss_Q, slope_Q = np.empty_like(x_Q), np.empty_like(x_Q)
+            _huber_of_row(x_Q[order_Q], y_K, tau_Q[order_Q], sum_N, square_N, kappa, far, near, loss_Q, slope_Q)
+            loss_RQ[row][order_Q], slope_RQ[row][order_Q] = loss_Q, slope_Q
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _below(y_K: Floats, edge: float, guess: int) -> int:
-    """How many of the sorted y are below the edge."""
-    while guess < len(y_K) and y_K[guess] < edge:
-        guess += 1
-    while guess > 0 and y_K[guess - 1] >= edge:
-        guess -= 1
-    return guess
-
-
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _up_to(y_K: Floats, edge: float, guess: int) -> int:
-    """How many of the sorted y are at most the edge."""
-    while guess < len(y_K) and y_K[guess] <= edge:
-        guess += 1
-    while guess > 0 and y_K[guess - 1] > edge:
-        guess -= 1
-    return guess
+@njit(cache=True, nogil=True, error_model="numpy")
+def _huber_of_row(  # noqa: PLR0913
+    x_Q: Floats,
+    y_K: Floats,
+    tau_Q: Floats,
+    sum_N: Floats,
+    square_N: Floats,
+    kappa: float,
+    far: float,
+    near: float,
+    loss_Q: Floats,
+    slope_Q: Floats,
+) -> None:
+    """Each quantile finds its edges a few steps past those of the one before it; where it falls, it begins anew."""
+    atoms = len(y_K)
+    middle = np.float64(y_K[atoms // 2])
+    a = b = c = 0
+    for q in range(len(x_Q)):
+        if q and x_Q[q] < x_Q[q - 1]:
+            a = b = c = 0
+        while a < atoms and y_K[a] < x_Q[q] - kappa:
+            a += 1
+        while b < atoms and y_K[b] < x_Q[q]:
+            b += 1
+        while c < atoms and y_K[c] <= x_Q[q] + kappa:
+            c += 1
+        x = x_Q[q] - middle
+        low_sum, high_sum = sum_N[b] - sum_N[a], sum_N[c] - sum_N[b]
+        low_slope, high_slope = (b - a) * x - low_sum, high_sum - (c - b) * x
+        low = (low_slope - low_sum) * x + square_N[b] - square_N[a]
+        high = square_N[c] - square_N[b] - (high_slope + high_sum) * x
+        # Bounded as distances in [0, kappa] are: a tiny kappa would magnify rounding errors.
+        low_slope = min(max(low_slope, 0.0), (b - a) * kappa)
+        high_slope = min(max(high_slope, 0.0), (c - b) * kappa)
+        low, high = min(max(low, 0.0), low_slope * kappa), min(max(high, 0.0), high_slope * kappa)
+        low = near / 2 * low + far * (a * (x - kappa / 2) + sum_N[0] - sum_N[a])
+        high = near / 2 * high + far * (sum_N[atoms] - sum_N[c] - (atoms - c) * (x + kappa / 2))
+        low_slope, high_slope = near * low_slope + far * a, near * high_slope + far * (atoms - c)
+        loss_Q[q] = max((low + tau_Q[q] * (high - low)) / atoms, 0.0)
+        slope_Q[q] = (low_slope - tau_Q[q] * (low_slope + high_slope)) / atoms
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
