@@ -41,8 +41,10 @@ def measure(quick: bool) -> frame.Part:
     with TemporaryDirectory() as at:
         folder = stage.model_folder(Path(at), end=stage.ENDS)
         _steps(part, folder, quick)
-        if not quick:  # what runs of the testbed start from: its samples share tokens, which a trunk computes once
+        if not quick:
+            # What runs of the testbed start from: its samples share tokens, which a trunk computes once.
             _steps(part, stage.warm_started(Path(at), "tiny"), quick, "warm-started: ")
+            _steps(part, stage.model_folder(Path(at), "small", end=stage.ENDS), quick, "small: ", QUICK)
         _losses(part, folder, quick)
     return part
 
@@ -52,8 +54,8 @@ def _loop(folder: Path, algo: str, quick: bool, *overrides: str) -> Loop:
     return stage.loop(stage.on(folder, f"algo={algo}", "algo.lr=1e-9", "trainer.steps=1000", *sizes, *overrides))
 
 
-def _steps(part: frame.Part, folder: Path, quick: bool, label: str = "") -> None:
-    names = QUICK if quick else STEPS
+def _steps(part: frame.Part, folder: Path, quick: bool, label: str = "", algos: tuple[str, ...] = STEPS) -> None:
+    names = QUICK if quick else algos
     sides: dict[str, Callable[[], float]] = {name: partial(stage.step, _loop(folder, name, quick)) for name in names}
     found = frame.alternate(f"{label}full step", sides, 3 if quick else 5)
     part.add(list(found.values()))

@@ -290,19 +290,18 @@ def to_device(x: X, device: torch.device) -> X:
 
 
 def placed(parts: Sequence[Any], indices: Sequence[Tensor], shape: torch.Size) -> Any:
-    """Rows of values or scores at their places in [B, T, ...] of this shape; 0 behind their columns.
+    """Rows of values or scores at their places in [B, T, ...] of this shape; 0 elsewhere.
 
-    indices  rows [N] (int64) of each part, which may have fewer columns than T; together, every row once
+    indices  rows [N] (int64) of each part, which may have fewer columns than T
     """
 
     def join(name: str) -> Tensor | None:
         tensors = [getattr(part, name) for part in parts]
         if tensors[0] is None:
             return None
-        out = tensors[0].new_empty(*shape, *tensors[0].shape[2:])
+        out = tensors[0].new_zeros(*shape, *tensors[0].shape[2:])
         for index, x in zip(indices, tensors, strict=True):
             out[index, : x.shape[1]] = x
-            out[index, x.shape[1] :] = 0
         return out
 
     return replace(parts[0], **{f.name: join(f.name) for f in fields(parts[0])})
