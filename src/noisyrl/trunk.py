@@ -12,12 +12,14 @@ Axes: N distinct tokens, B rows of S columns, C = H + 2 K query, key and value h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from noisyrl.known import known, layers, rotary
@@ -94,6 +96,12 @@ def _attended(  # noqa: PLR0913 - all that attention needs to know
     return seen_BHSE.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, merged.place_N)
 
 
+def _each_row(kernel: Callable[..., None], rows: int, *args: Any) -> None:
+    """`each_row`, on tensors that have contents: those by which memory is planned have shapes alone."""
+    if not isinstance(args[0], FakeTensor):
+        each_row(kernel, rows, *args)
+
+
 class _Normed(torch.autograd.Function):
     """x [N, D] over its root mean square."""
 
@@ -102,7 +110,7 @@ class _Normed(torch.autograd.Function):
         from noisyrl import trunk_kernels  # which takes .2 s
 
         normed, scale = torch.empty_like(x), x.new_empty(len(x))
-        each_row(trunk_kernels.normed, len(x), x, eps, normed, scale)
+        _each_row(trunk_kernels.normed, len(x), x, eps, normed, scale)
         ctx.save_for_backward(normed, scale)
         return normed
 
@@ -113,7 +121,7 @@ class _Normed(torch.autograd.Function):
 
         normed, scale = ctx.saved_tensors
         out = torch.empty_like(normed)
-        each_row(trunk_kernels.normed_back, len(out), grad.contiguous(), normed, scale, out)
+        _each_row(trunk_kernels.normed_back, len(out), grad.contiguous(), normed, scale, out)
         return out, None
 
 
@@ -138,7 +146,7 @@ class _Turned(torch.autograd.Function):
         ctx.norm = weight is not None
         weight = mixed.new_ones(sum(heads), mixed.shape[2]) if weight is None else weight
         out, scale = torch.empty_like(mixed), mixed.new_empty(len(mixed), len(weight))
-        each_row(trunk_kernels.turned, len(mixed), mixed, weight, *turn, ctx.norm, eps, out, scale)
+        _each_row(trunk_kernels.turned, len(mixed), mixed, weight, *turn, ctx.norm, eps, out, scale)
         ctx.save_for_backward(mixed, weight, *turn, scale, number)
         rows = F.embedding(number, out.flatten(1)).unflatten(2, mixed.shape[1:])
         return rows.transpose(1, 2).split((*heads, heads[1]), dim=1)
@@ -153,11 +161,11 @@ class _Turned(torch.autograd.Function):
         first = 0
         for grad in grads:
             heads = grad.shape[1]
-            each_row(trunk_kernels.added, heads, number, grad.transpose(1, 2).contiguous(), first, out)
+            _each_row(trunk_kernels.added, heads, number, grad.transpose(1, 2).contiguous(), first, out)
             first += heads
         blocks = -(-len(mixed) // trunk_kernels.BLOCK)
         weight_grad = weight.new_zeros(blocks, *weight.shape)
-        each_row(trunk_kernels.turned_back, blocks, out, mixed, scale, weight, cos, sin, ctx.norm, weight_grad)
+        _each_row(trunk_kernels.turned_back, blocks, out, mixed, scale, weight, cos, sin, ctx.norm, weight_grad)
         return out, weight_grad.sum(dim=0) if ctx.norm else None, None, None, None, None
 
 
@@ -178,5 +186,5 @@ class _Gated(torch.autograd.Function):
         (both,) = ctx.saved_tensors
         out = torch.empty_like(both)
         share = torch.sigmoid(both.chunk(2, dim=1)[0])
-        each_row(trunk_kernels.gated_back, len(both), grad.contiguous(), both, share, out)
+        _each_row(trunk_kernels.gated_back, len(both), grad.contiguous(), both, share, out)
         return out
