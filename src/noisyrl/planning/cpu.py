@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from noisyrl.planning.rates import Assumptions, Device
@@ -76,6 +77,9 @@ def import_all() -> None:
 
     import noisyrl.evaluation.sampler_lm
     import noisyrl.evaluation.store  # noqa: F401
+    from noisyrl import trunk_kernels
 
     weight = torch.zeros(64, 64, requires_grad=True)
     (weight @ weight).sum().backward()
+    size_N = np.ones(64, np.float32)  # the first kernel brings a compiler's library with it
+    trunk_kernels.normed(0, 64, weight.detach().numpy(), 1.0, np.zeros((64, 64), np.float32), size_N)
