@@ -9,7 +9,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from noisyrl.rollout import decoder
 from noisyrl.rollout.decoder import Decoder, decodable
 from noisyrl.rollout.fast import FastSampler
 from noisyrl.rollout.hf import GenerateSampler
@@ -202,15 +201,6 @@ def test_what_samples_have_in_common_is_decoded_once(lm, toy, monkeypatch, tempe
         said = {(int(rollout.group_B[row]), *rollout.tokens_BL[row, width : width + t + 1].tolist()) for row in live}
         assert len(said) <= found < len(said) + max(2, found / 16)
     assert max(slots) == 5 if temperature == 0 else len(set(slots)) > 5
-
-
-def test_small_and_large_batches_say_the_same(lm, toy, monkeypatch):
-    """Large ones through compiled loops, which are taken up and left as rows part and end."""
-    plain = sample(FastSampler, lm, toy, temperature=0.7)
-    monkeypatch.setattr(decoder, "_COMPILED_FROM", 12)
-    mixed = sample(FastSampler, lm, toy, temperature=0.7)
-    assert mixed.turns == plain.turns
-    torch.testing.assert_close(mixed.logp_BT, plain.logp_BT, atol=1e-5, rtol=0)
 
 
 def test_the_cache_grows_past_its_first_room(chain, scripted):

@@ -1,6 +1,6 @@
 """What a new token of each row asks of the keys before it, compiled for a processor (see `ops.kernels`).
 
-`Decoder._ask` is its twin of tensor operations: a dozen passes over small tensors where this makes one.
+Tensor operations make a dozen passes over small tensors where this makes one.
 """
 
 from __future__ import annotations
