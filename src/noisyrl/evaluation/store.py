@@ -121,7 +121,8 @@ def read_aggregate(folder: Path) -> list[dict[str, Any]]:
 
 def read_samples(folder: Path) -> pa.Table:
     """The table of samples.parquet. InputError: it was changed, or written under another schema version."""
-    table = pq.ParquetFile(pa.BufferReader(_read(folder / SAMPLES))).read()  # read_table imports far more
+    # read_table imports far more; a process that ends while threads of a pool start is aborted.
+    table = pq.ParquetFile(pa.BufferReader(_read(folder / SAMPLES))).read(use_threads=False)
     version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
     if version != SCHEMA_VERSION:
         raise InputError(
