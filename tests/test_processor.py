@@ -35,8 +35,8 @@ def test_blocks_are_taken_from_memory_that_was_freed():
 
 def test_rows_are_shared_out_over_threads_bit_for_bit():
     draw = torch.Generator().manual_seed(0)
-    reward, quantiles = torch.randn(5, 7, generator=draw), torch.randn(5, 7, 20, generator=draw)
-    mask = torch.rand(5, 7, generator=draw) < 0.7
+    reward, quantiles = torch.randn(150, 7, generator=draw), torch.randn(150, 7, 20, generator=draw)
+    mask = torch.rand(150, 7, generator=draw) < 0.7
     mask[:, 0] = True
 
     def found():
@@ -47,7 +47,7 @@ def test_rows_are_shared_out_over_threads_bit_for_bit():
     try:
         torch.set_num_threads(1)
         alone = found()
-        for count in (2, 3, 8):  # eight are more than there are rows
+        for count in (2, 3, 16):
             torch.set_num_threads(count)
             assert all(map(torch.equal, alone, found()))
     finally:

@@ -50,14 +50,15 @@ def takes_kernels(*tensors: Tensor) -> bool:
     return all(x.is_cpu and x.dtype in (torch.float32, torch.float64) for x in tensors)
 
 
-def each_row(kernel: Callable[..., None], rows: int, *args: Any) -> None:
+def each_row(kernel: Callable[..., None], rows: int, *args: Any, least: int = 64) -> None:
     """kernel(begin, end, *args) for all rows, shared out over torch's threads.
 
     kernel  lets go of the interpreter and works on every row alone
     args    tensors become arrays on the same memory; the kernel writes its results into some
+    least   rows per thread, with fewer of which starting one takes longer than it saves
     """
     arrays = [x.detach().numpy() if isinstance(x, Tensor) else x for x in args]
-    threads = min(torch.get_num_threads(), rows)
+    threads = min(torch.get_num_threads(), rows // least)
     if threads <= 1:
         kernel(0, rows, *arrays)
         return

@@ -96,10 +96,10 @@ def _attended(  # noqa: PLR0913 - all that attention needs to know
     return seen_BHSE.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, merged.place_N)
 
 
-def _each_row(kernel: Callable[..., None], rows: int, *args: Any) -> None:
+def _each_row(kernel: Callable[..., None], rows: int, *args: Any, least: int = 64) -> None:
     """`each_row`, on tensors that have contents: those by which memory is planned have shapes alone."""
     if not isinstance(args[0], FakeTensor):
-        each_row(kernel, rows, *args)
+        each_row(kernel, rows, *args, least=least)
 
 
 class _Normed(torch.autograd.Function):
@@ -161,11 +161,13 @@ class _Turned(torch.autograd.Function):
         first = 0
         for grad in grads:
             heads = grad.shape[1]
-            _each_row(trunk_kernels.added, heads, number, grad.transpose(1, 2).contiguous(), first, out)
+            rows = grad.transpose(1, 2).contiguous()
+            _each_row(trunk_kernels.added, heads, number, rows, first, out, least=1)
             first += heads
         blocks = -(-len(mixed) // trunk_kernels.BLOCK)
         weight_grad = weight.new_zeros(blocks, *weight.shape)
-        _each_row(trunk_kernels.turned_back, blocks, out, mixed, scale, weight, cos, sin, ctx.norm, weight_grad)
+        args = (out, mixed, scale, weight, cos, sin, ctx.norm, weight_grad)
+        _each_row(trunk_kernels.turned_back, blocks, *args, least=1)
         return out, weight_grad.sum(dim=0) if ctx.norm else None, None, None, None, None
 
 

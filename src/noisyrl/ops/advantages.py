@@ -95,7 +95,7 @@ def mixture_target(reward_BT: Tensor, quantiles_BTM: Tensor, mask_BT: Tensor, *,
 
     out_BTM = torch.zeros_like(sorted_BTM)
     inputs = (x.contiguous() for x in (reward_BT, sorted_BTM, mask_BT))
-    each_row(kernels.mixture_target, len(mask_BT), *inputs, float(gamma), float(lam), out_BTM)
+    each_row(kernels.mixture_target, len(mask_BT), *inputs, float(gamma), float(lam), out_BTM, least=4)
     return out_BTM
 
 
