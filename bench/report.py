@@ -17,7 +17,7 @@ import numpy as np
 from bench.frame import Part, Ratio, Samples
 from noisyrl.provenance import describe_git
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "trl")
+_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "numba", "trl")
 
 
 def write(part: Part, out: Path, *, quick: bool) -> None:
