@@ -3,8 +3,7 @@
 What it saves over `generate`: what samples of a prompt have in common is read once, the prompt and as much of their
 responses as they say alike; finished rows leave the batch, a user's reply is fed token by token while other rows go on
 sampling (nothing is read twice), the cache is written in place, and one small transfer per step tells the host what was
-drawn. Models that `decoder` knows exactly take its shorter way
-through their weights.
+drawn. Models that `decoder` knows exactly take its shorter way through their weights.
 """
 
 from __future__ import annotations
