@@ -13,7 +13,6 @@ from matplotlib import image
 
 from noisyrl import ledger, rng
 from noisyrl.alarm import _Groups, first_alarm
-from noisyrl.experiment import summary
 from noisyrl.ledger import Ledger
 from noisyrl.ledger_page import account, page, page_from_config, rates
 from noisyrl.metrics import METRICS
@@ -21,6 +20,7 @@ from noisyrl.noise.flip import Flip
 from noisyrl.noise.format import Format
 from noisyrl.provenance import declared_noise
 from noisyrl.records import RunFolder
+from noisyrl.session import summary
 from noisyrl.spec import InputError
 from tests.frame import ROOT, built, made_up_rollout
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from noisyrl import experiment, rng, rollouts
+from noisyrl import rng, rollouts, session
 from noisyrl.rollouts import read, replayed, rewind, step_file, step_files, trimmed, unannotated, write
 from noisyrl.spec import InputError
 from noisyrl.types import Grade
@@ -140,9 +140,9 @@ def test_a_killed_run_stores_the_same_bytes(tmp_path, monkeypatch):
         if step == 1:
             raise KeyboardInterrupt
 
-    saves = experiment._Session._save
+    saves = session.Session._save
     with monkeypatch.context() as patch:
-        patch.setattr(experiment._Session, "_save", killed)
+        patch.setattr(session.Session, "_save", killed)
         with pytest.raises(KeyboardInterrupt):
             start(tmp_path / "cut", tmp_path / "model", "algo=grpo")
     assert list(step_files(tmp_path / "cut/x")) == [1]

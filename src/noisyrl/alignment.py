@@ -39,7 +39,7 @@ from noisyrl.alignment_page import Cell, Measured, differences, finite, markdown
 from noisyrl.critics.none import NoCritic
 from noisyrl.evaluation.run_folder import load_folder
 from noisyrl.experience import Collector, Grades, by_length
-from noisyrl.experiment import Experiment, prepared_noise
+from noisyrl.experiment import Experiment
 from noisyrl.launch import build, resolve
 from noisyrl.models.base import LanguageModel
 from noisyrl.noise.base import Noise
@@ -47,6 +47,7 @@ from noisyrl.ops.masked import keep
 from noisyrl.policy import Agent, Critic, Policy
 from noisyrl.records import read_manifest, write_atomic
 from noisyrl.rollouts import Stored
+from noisyrl.session import prepared_noise
 from noisyrl.spec import Count, InputError, spec
 from noisyrl.tasks.base import batch as draw_prompts
 from noisyrl.trainer import Loop, advantage_error
