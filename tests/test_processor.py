@@ -30,7 +30,8 @@ print(faults() - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_blocks_are_taken_from_memory_that_was_freed():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    assert int(done.stdout) <= 8192  # of 32768 pages, which are all cleared again by default
+    # By default all 32768 pages are cleared again. An aligned block does not always fit where one of its size was: 4096.
+    assert int(done.stdout) < 16384
 
 
 def test_rows_are_shared_out_over_threads_bit_for_bit():
