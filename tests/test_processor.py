@@ -30,7 +30,7 @@ print(faults() - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_blocks_are_taken_from_memory_that_was_freed():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    # By default all 32768 pages are cleared again. An aligned block does not always fit where one of its size was: 4096.
+    # All 32768 are cleared again by default; 4096 of them for each aligned block that does not fit where another was.
     assert int(done.stdout) < 16384
 
 
