@@ -197,6 +197,14 @@ def test_monotone_quantiles_are_in_order_and_have_the_mean_they_are_given(count)
     assert_close(value.ensemble_BTM.mean(-1), value.mean_BT)
 
 
+@pytest.mark.parametrize("lead", [(), (0,), (2, 0, 3)])
+def test_spread_takes_any_leading_axes(lead):
+    raw = torch.zeros(*lead, 5, requires_grad=True)
+    found = spread(raw)
+    assert found.shape == (*lead, 4)
+    assert torch.autograd.grad(found.sum(), raw)[0].shape == raw.shape
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_spread_has_the_gradient_of_its_definition(count, compiled, monkeypatch):

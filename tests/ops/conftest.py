@@ -2,7 +2,6 @@
 
 import pytest
 
-from noisyrl.critics import quantile
 from noisyrl.ops import advantages, quantiles, risk
 
 
@@ -11,6 +10,6 @@ def kernels_or_tensors(request):
     """Every test with the compiled loops of a processor, and again with the tensor operations of other devices."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "tensors":
-            for module in (advantages, quantiles, risk, quantile):
+            for module in (advantages, quantiles, risk):
                 patch.setattr(module, "takes_kernels", lambda *_: False)
         yield

@@ -219,6 +219,14 @@ def test_mixture_by_hand():
     assert_close(found[0], f64([0.25, 1.5], [2, 2]), atol=1e-12, rtol=0)
 
 
+def test_mixture_shows_a_critic_that_diverged():
+    """A token without a number spoils the targets before it, not those after it or of other rows."""
+    quantiles = f64([0.1, 0.2], [float("nan"), 0.4], [0.3, 0.9])[None].repeat(2, 1, 1)
+    quantiles[1] = quantiles[1].nan_to_num(0.3)
+    target = mixture_target(f64([0, 0, 1]).repeat(2, 1), quantiles, ALL.repeat(2, 1), gamma=1.0, lam=0.9)
+    assert target[0, 0].isnan().any() and target[0, 1:].isfinite().all() and target[1].isfinite().all()
+
+
 def test_mixture_limits():
     reward, quantiles, mask = draw(3, 5)
     mask[:] = True

@@ -94,23 +94,23 @@ def spread(raw: Tensor) -> Tensor:
 class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, raw: Tensor) -> Tensor:
-        raw_RO = raw.flatten(0, -2)
+        raw_RO = raw.reshape(-1, raw.shape[-1])
         width_R = softplus(raw_RO[:, 1])
         gap_RG = raw_RO[:, 2:].softmax(dim=-1)
         out_RM = gap_RG.new_empty(len(gap_RG), gap_RG.shape[1] + 1)
         each_row(kernels.spread, len(out_RM), raw_RO[:, 0], width_R, gap_RG, out_RM)
         ctx.save_for_backward(raw_RO[:, 1], width_R, gap_RG)
-        return out_RM.view(*raw.shape[:-1], -1)
+        return out_RM.view(*raw.shape[:-1], out_RM.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_M: Tensor) -> Tensor:
         before_R, width_R, gap_RG = ctx.saved_tensors
-        grad_RM = grad_M.flatten(0, -2).contiguous()
+        grad_RM = grad_M.reshape(-1, grad_M.shape[-1]).contiguous()
         out_RO = grad_RM.new_empty(len(grad_RM), grad_RM.shape[1] + 1)
         each_row(kernels.spread_slope, len(out_RO), grad_RM, width_R, gap_RG, out_RO)
         out_RO[:, 1].mul_(before_R.sigmoid())
-        return out_RO.view(*grad_M.shape[:-1], -1)
+        return out_RO.view(*grad_M.shape[:-1], out_RO.shape[1])
 
 
 def _softplus_inverse(x: float) -> float:

@@ -91,7 +91,7 @@ def mixture_target(reward_BT: Tensor, quantiles_BTM: Tensor, mask_BT: Tensor, *,
     sorted_BTM = ascending(quantiles_BTM)
     if not takes_kernels(reward_BT, sorted_BTM):
         return _mixture_target(reward_BT, sorted_BTM, mask_BT, gamma, lam)
-    from noisyrl.ops import kernels  # imported by those who call it alone: see there
+    from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
 
     out_BTM = torch.zeros_like(sorted_BTM)
     inputs = (x.contiguous() for x in (reward_BT, sorted_BTM, mask_BT))

@@ -2,7 +2,8 @@
 
 Each has a twin of tensor operations where it is called, which other devices take; tests hold one against the other.
 Every row is worked on alone, so threads (`processor.each_row`) change no bit. numba compiles a kernel when a type first
-meets it, which takes a second or two, and keeps it on disk. Importing this module takes .2 s: callers do when called.
+meets it, which takes a second or two, and keeps it on disk. Importing this module takes .2 s: modules that every run
+imports do so where they call it.
 """
 
 from __future__ import annotations
@@ -132,9 +133,11 @@ def mixture_target(  # noqa: PLR0913
                         atom, size, j = second_M[j], lam, j + 1
                 target_M[m] = total + space * atom
                 size -= space
-            least = -np.inf  # rounding may have swapped equal atoms
+            least = -np.inf
             for m in range(count):
-                least = max(least, reward_BT[row, t] + gamma * target_M[m])
+                atom = reward_BT[row, t] + gamma * target_M[m]
+                if not atom < least:  # rounding may have swapped equal atoms; NaN stays
+                    least = atom
                 second_M[m] = out_BTM[row, t, m] = least
                 first_M[m] = sorted_BTM[row, t, m]
 

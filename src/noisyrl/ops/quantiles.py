@@ -96,7 +96,7 @@ class _QuantileHuber(torch.autograd.Function):
         kappa = min(kappa, 1e300) if kappa > 1e-300 else 0.0
         far, near = (1.0, 1 / (kappa or 1.0)) if divide_by_kappa else (kappa, 1.0)
         if takes_kernels(quantiles_RQ, target_RK):
-            from noisyrl.ops import kernels  # imported by those who call it alone: see there
+            from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
 
             arrays = (quantiles_RQ, target_RK, tau_Q, kappa, far, near, loss_RQ, slope_RQ)
             each_row(kernels.quantile_huber, len(quantiles_RQ), *arrays)

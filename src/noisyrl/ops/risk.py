@@ -158,7 +158,7 @@ def consistency_loss(quantiles_HM: Tensor) -> Tensor:
 class _Consistency(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_HM: Tensor) -> Tensor:
-        from noisyrl.ops import kernels  # imported by those who call it alone: see there
+        from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
 
         x_RHM = x_HM.reshape(-1, *x_HM.shape[-2:]).contiguous()
         loss_R, slope_RHM = x_RHM.new_empty(len(x_RHM)), torch.empty_like(x_RHM)

@@ -10,10 +10,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-_UNSEEN = np.finfo(np.float32).min  # not -inf, which fastmath may take for impossible
+_UNSEEN = np.finfo(np.float32).min  # as `forward.additive`
+# Sums may be taken in any order, which vector instructions need; NaN stays NaN.
+_compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@_compiled
 def ask(  # noqa: PLR0913 - a kernel takes arrays one by one
     begin: int,
     end: int,
@@ -62,7 +64,7 @@ def ask(  # noqa: PLR0913 - a kernel takes arrays one by one
                     scores[n, other, t] = b * scale
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@_compiled
 def _turn(turned: Floats, mixed: Floats, heads: Floats, eps: float, cos: Floats, sin: Floats) -> None:
     """The first heads of `mixed` [H + 2 K, E], normed if `heads` has rows, turned to their position [H + K, E]."""
     half = len(cos) // 2
