@@ -29,7 +29,7 @@ from noisyrl.spec import InputError
 from noisyrl.tasks.oracle import Oracle
 from noisyrl.tasks.oracle_truth import Truth, evaluate, observed, optimise, truths, wasserstein
 from noisyrl.trainer import Loop
-from noisyrl.types import QuantileValue, Value, concat
+from noisyrl.types import DistributionValue, Value, concat
 
 _RHO = (0.0, 0.05, 0.1, 0.2, 0.5)
 
@@ -90,7 +90,7 @@ def errors(loop: Loop, known: Sequence[Truth]) -> dict[str, float]:
         "bias": float(weight_N @ (mean_N - exact_N)),
         "correlation": float(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])),
     }
-    if isinstance(value, QuantileValue):
+    if isinstance(value, DistributionValue):
         atoms_NM = value.ensemble_BTM.double().flatten(0, 1).numpy()
         found["w1"] = float(weight_N @ wasserstein(atoms_NM, exact_N))
     return found

@@ -16,7 +16,7 @@ from tests.frame import built, composed, loop_for, made_up_rollout, options
 from tests.short_run import graded_by_chance, save_model, start
 
 NAMED = {prompt.uid: prompt for prompt in made_up_rollout().prompts}
-UNREAD = {"dvpo": ["ensemble_BTM", "quantiles_BTHM"], "robust_bellman/tv": ["quantiles_BTHM"], "vrpo": ["nll_BT"]}
+UNREAD = {"dvpo": ["ensemble_BTM", "heads_BTH"], "robust_bellman/tv": ["heads_BTH"], "vrpo": ["nll_BT"]}
 READ = {"robust_bellman": ["heads_BTH"], "robust_bellman/tv": ["ensemble_BTM"], "rfqi": ["threshold_BT"]}
 
 
@@ -157,5 +157,5 @@ def test_stored_files_are_small(tmp_path):
     one = stored[1]
     write(tmp_path / "whole.npz", one)
     write(tmp_path / "less.npz", trimmed(one, loop.collector.noise, loop.collector.correction, loop.algo))
-    assert (tmp_path / "less.npz").stat().st_size < 0.05 * (tmp_path / "whole.npz").stat().st_size
+    assert (tmp_path / "less.npz").stat().st_size < 0.1 * (tmp_path / "whole.npz").stat().st_size
     assert rollouts.read(tmp_path / "less.npz", NAMED).evidence.value.mean_BT.isfinite().all()

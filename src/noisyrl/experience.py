@@ -108,12 +108,15 @@ class Collector:
 
     @torch.no_grad()
     def _estimates(self, rollout: Rollout, grades: Grades) -> Evidence:
-        value = in_micro_batches(lambda part: self.agent(part, values_only=True)[1], rollout, self.micro_rows)
+        value = in_micro_batches(self._value, rollout, self.micro_rows)
         logp_BT = rollout.logp_BT
         if not self.trust_sampler:
             logp_BT = in_micro_batches(lambda part: self.agent(part)[0], rollout, self.micro_rows).logp_BT
         reference = None if self.reference is None else in_micro_batches(self.reference, rollout, self.micro_rows)
         return Evidence(rollout, grades.clean_B, grades.statuses, logp_BT, reference, value)
+
+    def _value(self, part: Rollout) -> Value:
+        return self.agent(part, values_only=True)[1].kept(part.mask_BT)
 
     def _gather(self, local: Evidence) -> Evidence:
         if self.accelerator.num_processes == 1:

@@ -51,8 +51,11 @@ def snapshot(
 ) -> dict[str, Any]:
     """The critic's estimates before the first response token, by field. To be called on every process."""
     value = agent(_unanswered(lm, prompts, thinking), values_only=True)[1]
-    found = {field.name.rpartition("_")[0]: getattr(value, field.name)[:, 0] for field in fields(value)}
-    return {"uid": np.array([p.uid for p in prompts]), **{name: x.float().cpu().numpy() for name, x in found.items()}}
+    found = {"uid": np.array([p.uid for p in prompts])}
+    for name, _, axes in (f.name.rpartition("_") for f in fields(value)):
+        x = getattr(value, f"{name}_{axes}").float().cpu().numpy()
+        found[name] = x if axes.startswith("N") else x[:, 0]  # N: the one token of each prompt
+    return found
 
 
 def continuations(

@@ -1,7 +1,7 @@
 """The things handed along the line from prompt to table.
 
-Axes: B rows, P prompts, G samples per prompt (B = P * G), L prompt + response, T response tokens, D hidden,
-H critic heads, M quantiles, K target atoms. Prompts are padded on the left, responses on the right.
+Axes: B rows, P prompts, G samples per prompt (B = P * G), L prompt + response, T response tokens, N policy tokens of
+all rows, D hidden, H critic heads, M quantiles, K target atoms. Prompts are padded on the left, responses on the right.
 One mask polarity: True = counts. In a multi-turn rollout T also holds the user's turns, where `mask_BT` is False.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from noisyrl import rng
-from noisyrl.ops.masked import masked_mean, select
+from noisyrl.ops.masked import masked_mean, place, select
 from noisyrl.ops.quantiles import coverage_error, crossing_rate, midpoints, pit_histogram
 from noisyrl.ops.risk import ascending, tail_weights
 from noisyrl.ops.worst_case import from_token_before
@@ -133,8 +133,12 @@ class Value:
         """
         return {}
 
+    def kept(self, mask_BT: Tensor) -> Value:
+        """What is kept of an estimate made before the update, every tensor [B, T, ...]."""
+        return self
+
     def for_losses(self) -> Value:
-        """What losses may read of an estimate that was made before the update: not what credit alone needs."""
+        """What losses may read of an estimate that was kept: not what credit alone needs."""
         return self
 
 
@@ -150,29 +154,49 @@ class EnsembleValue(Value):
 
 @dataclass(frozen=True)
 class QuantileValue(Value):
-    """Distributions of the return; `mean_BT` is the mean over quantiles of `ensemble_BTM`, the heads' reduction."""
+    """Distributions of the return before the N policy tokens, row by row: with 600 numbers each, padding costs much.
+
+    `mean_BT` is the mean over quantiles of `ensemble_NM`, the heads' reduction, and 0 where the mask is False.
+    """
+
+    ensemble_NM: Tensor
+    quantiles_NHM: Tensor
+
+    def kept(self, mask_BT: Tensor) -> Value:
+        return DistributionValue(
+            mean_BT=self.mean_BT,
+            ensemble_BTM=place(self.ensemble_NM, mask_BT),
+            heads_BTH=place(self.quantiles_NHM.mean(dim=-1), mask_BT),
+            crossed_BT=place(crossing_rate(self.quantiles_NHM).mean(dim=-1), mask_BT),
+        )
+
+
+@dataclass(frozen=True)
+class DistributionValue(Value):
+    """What credit and diagnostics read of a `QuantileValue`: the distribution that all heads make together."""
 
     ensemble_BTM: Tensor
-    quantiles_BTHM: Tensor
+    heads_BTH: Tensor  # mean of each head
+    crossed_BT: Tensor  # share of neighbouring quantiles in the wrong order, mean over heads
 
     def for_losses(self) -> Value:
         return Value(mean_BT=self.mean_BT)
 
     def diagnostics(self, outcome_B: Tensor, mask_BT: Tensor, tolerance: float) -> dict[str, float]:
-        quantiles_NM, quantiles_NHM = select(self.ensemble_BTM, mask_BT), select(self.quantiles_BTHM, mask_BT)
         outcome_N = outcome_B[:, None].expand_as(mask_BT)[mask_BT]
-        count = quantiles_NM.shape[-1]
-        tau_M, sorted_NM = midpoints(count).to(quantiles_NM), ascending(quantiles_NM)
+        sorted_NM = ascending(select(self.ensemble_BTM, mask_BT))
+        count = sorted_NM.shape[-1]
+        tau_M = midpoints(count).to(sorted_NM)
         histogram = pit_histogram(sorted_NM, outcome_N, tolerance=tolerance)
-        weights_M = tail_weights(count, _TAIL).to(quantiles_NM)
+        weights_M = tail_weights(count, _TAIL).to(sorted_NM)
         middle_N = sorted_NM[:, (count - 1) // 2]
         return {
-            "critic/crossing_frac": float(crossing_rate(quantiles_NHM).mean()),
+            "critic/crossing_frac": float(masked_mean(self.crossed_BT, mask_BT)),
             "critic/coverage_error": float(coverage_error(sorted_NM, outcome_N, tau_M, tolerance=tolerance)),
             "critic/pit_error": float((histogram - 1 / len(histogram)).abs().sum() / 2),
             "critic/lower_spread": float((middle_N - sorted_NM @ weights_M).mean()),
             "critic/upper_spread": float((sorted_NM @ weights_M.flip(0) - middle_N).mean()),
-            "critic/head_disagreement": _disagreement(quantiles_NHM.mean(dim=-1)),
+            "critic/head_disagreement": _disagreement(self.heads_BTH[mask_BT]),
         }
 
 

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from noisyrl.critics import quantile
 from noisyrl.critics.quantile import spread
 from noisyrl.ops.advantages import distributional_gae, gae
+from noisyrl.ops.masked import place
 from noisyrl.types import Batch, QuantileValue, Range, Rollout
 from tests.frame import batch_for, built, loop_for, made_up_rollout
 
@@ -27,10 +28,10 @@ def outcomes(reward_B, value, **fields):
     return Batch(rollout=rollout, reward_B=reward_B, logp_BT=rollout.logp_BT, reference=None, value=value, **fields)
 
 
-def as_value(quantiles_HM, rows):
-    quantiles_BTHM = quantiles_HM.expand(rows, 1, *quantiles_HM.shape)
-    ensemble_BTM = quantiles_BTHM.mean(dim=2)
-    return QuantileValue(mean_BT=ensemble_BTM.mean(-1), ensemble_BTM=ensemble_BTM, quantiles_BTHM=quantiles_BTHM)
+def as_value(quantiles_NHM, mask_BT):
+    ensemble_NM = quantiles_NHM.mean(dim=1)
+    mean_BT = place(ensemble_NM.mean(dim=-1), mask_BT)
+    return QuantileValue(mean_BT=mean_BT, ensemble_NM=ensemble_NM, quantiles_NHM=quantiles_NHM)
 
 
 def fitted(algo, q, *, steps=300):
@@ -38,13 +39,15 @@ def fitted(algo, q, *, steps=300):
     share = Fraction(str(q))
     rows = share.denominator
     reward_B = (torch.arange(rows) < share.numerator).double()
+    mask_BT = torch.ones(rows, 1, dtype=torch.bool)
     quantiles_HM = (q + 0.2 * torch.linspace(-1, 1, 200, dtype=torch.float64)).repeat(3, 1).requires_grad_()
     optimizer = torch.optim.Adam([quantiles_HM], lr=0.02, betas=(0.9, 0.99))
     course = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-5)
     memory = {}
     for _ in range(steps):
-        value = as_value(quantiles_HM, rows)
-        batch = outcomes(reward_B, as_value(quantiles_HM.detach(), rows), memory=memory)
+        value = as_value(quantiles_HM.expand(rows, *quantiles_HM.shape), mask_BT)
+        with torch.no_grad():
+            batch = outcomes(reward_B, value.kept(mask_BT), memory=memory)
         credit = algo.credit(batch)
         memory = credit.memory
         optimizer.zero_grad()
@@ -143,9 +146,8 @@ def test_the_shift_lifts_and_never_lowers():
         batch, loop = step_batch(algo)
         batch = replace(batch, reward_B=batch.reward_B + offset)
         credit = algo.credit(batch)
-        quantiles = batch.value.quantiles_BTHM.clone().requires_grad_()
-        ensemble = quantiles.mean(2)
-        value = QuantileValue(mean_BT=ensemble.mean(-1), ensemble_BTM=ensemble, quantiles_BTHM=quantiles)
+        quantiles = loop.collector.agent(batch.rollout)[1].quantiles_NHM.detach().requires_grad_()
+        value = as_value(quantiles, batch.mask_BT)
         loss = algo.critic_loss(value, batch, credit).total_BT[batch.mask_BT].mean()
         expected = max(0.0, float(credit.extra["gap_B"][0]))
         assert float(loss.detach()) == pytest.approx(expected, abs=1e-12)
@@ -159,9 +161,7 @@ def test_mirrored_tails_are_the_same_loss_on_negated_distributions():
     batch, loop = step_batch(plain)
     _, value = loop.collector.agent(batch.rollout)
     credit = plain.credit(batch)
-    negated = QuantileValue(
-        mean_BT=-value.mean_BT, ensemble_BTM=-value.ensemble_BTM, quantiles_BTHM=-value.quantiles_BTHM
-    )
+    negated = as_value(-value.quantiles_NHM, batch.mask_BT)
     found = mirrored.critic_loss(negated, batch, replace(credit, target=-credit.target)).terms["shape"]
     expected = plain.critic_loss(value, batch, credit).terms["shape"]
     assert expected.max() > 0
@@ -192,9 +192,9 @@ def test_monotone_quantiles_are_in_order_and_have_the_mean_they_are_given(count)
     head = spec.make(8).double()
     torch.nn.init.normal_(head.stack.weight, generator=torch.Generator().manual_seed(0))
     value = head(torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1)).double())
-    assert value.quantiles_BTHM.shape == (3, 5, 3, count)
-    assert (value.quantiles_BTHM.diff(dim=-1) >= 0).all()
-    assert_close(value.ensemble_BTM.mean(-1), value.mean_BT)
+    assert value.quantiles_NHM.shape == (15, 3, count)
+    assert (value.quantiles_NHM.diff(dim=-1) >= 0).all()
+    assert_close(value.ensemble_NM.mean(-1), value.mean_BT.flatten())
 
 
 @pytest.mark.parametrize("lead", [(), (0,), (2, 0, 3)])

@@ -115,13 +115,9 @@ def test_equal_values_give_bit_identical_actor_losses(name):
     batch = batch_for(loop, made_up_rollout())
     scores, _ = loop.collector.agent(batch.rollout)
     other = built("algo", f"algo={name}", *(["algo.rho=0"] if name == "robust_bellman" else []))
-    kind = type(loop_for(other).collector.agent(batch.rollout)[1])
+    kind = type(batch_for(loop_for(other), made_up_rollout()).value)
     mean_BT = batch.value.mean_BT
-    wide = {
-        "heads_BTH": mean_BT[..., None],
-        "ensemble_BTM": mean_BT[..., None],
-        "quantiles_BTHM": mean_BT[..., None, None],
-    }
+    wide = {"heads_BTH": mean_BT[..., None], "ensemble_BTM": mean_BT[..., None]}
     fields = {f.name: wide.get(f.name, mean_BT) for f in dataclasses.fields(kind)}
     twin = replace(batch, value=kind(**fields))
     expected = ppo.policy_loss(scores, batch, ppo.credit(batch))
@@ -131,8 +127,8 @@ def test_equal_values_give_bit_identical_actor_losses(name):
 
 def test_value_types_are_what_they_say():
     _, value = loop_for(built("algo", "algo=dvpo")).collector.agent(made_up_rollout())
-    assert isinstance(value, QuantileValue) and value.quantiles_BTHM.shape[2:] == (3, 200)
-    assert_close(value.mean_BT, value.quantiles_BTHM.mean(dim=(2, 3)))
+    assert isinstance(value, QuantileValue) and value.quantiles_NHM.shape[1:] == (3, 200)
+    assert_close(value.mean_BT[made_up_rollout().mask_BT], value.quantiles_NHM.mean(dim=(1, 2)))
     _, heads = loop_for(built("algo", "algo=robust_bellman")).collector.agent(made_up_rollout())
     assert isinstance(heads, EnsembleValue) and isinstance(heads, Value) and heads.heads_BTH.shape[2] == 3
 
@@ -140,4 +136,4 @@ def test_value_types_are_what_they_say():
 def test_quantiles_start_sorted():
     """Crossing is exactly 0 before the first update, whatever the states."""
     _, value = loop_for(built("algo", "algo=dvpo")).collector.agent(made_up_rollout())
-    assert bool((value.quantiles_BTHM.diff(dim=-1) > 0).all())
+    assert bool((value.quantiles_NHM.diff(dim=-1) > 0).all())

@@ -28,10 +28,10 @@ from noisyrl.algos.shift import running_gap, shift_term
 from noisyrl.critics.quantile import QuantileCritic
 from noisyrl.ops import risk
 from noisyrl.ops.advantages import distributional_gae, gae, mixture_target
-from noisyrl.ops.masked import keep, select
-from noisyrl.ops.quantiles import midpoints, quantile_huber_each
+from noisyrl.ops.masked import keep, place, select
+from noisyrl.ops.quantiles import midpoints, quantile_huber_terms
 from noisyrl.spec import NonNegative, spec
-from noisyrl.types import Batch, Credit, Loss, QuantileValue, Value
+from noisyrl.types import Batch, Credit, DistributionValue, Loss, QuantileValue, Value
 
 Tail = Annotated[float, Field(ge=0, le=0.5)]
 
@@ -92,7 +92,7 @@ class DVPO(PPO):
 
     @torch.no_grad()
     def credit(self, batch: Batch) -> Credit:
-        assert isinstance(batch.value, QuantileValue)
+        assert isinstance(batch.value, DistributionValue)
         reward_BT, mask_BT, quantiles_BTM = self.token_rewards(batch), batch.mask_BT, batch.value.ensemble_BTM
         if self.target_law == "mixture":
             target = mixture_target(reward_BT, quantiles_BTM, mask_BT, gamma=self.gamma, lam=self.lam_critic)
@@ -111,7 +111,7 @@ class DVPO(PPO):
         mask_BT = batch.mask_BT
         weights = self.weights
         terms_N = {name: term() for name, term in self._terms(value, batch, credit).items() if weights[name] > 0}
-        terms = {name: _scattered(terms_N[name], mask_BT) if name in terms_N else _zeros(value) for name in weights}
+        terms = {name: place(terms_N[name], mask_BT) if name in terms_N else _zeros(value) for name in weights}
         if weights["shift"] > 0:
             terms["shift"] = shift_term(value, batch, credit.extra["gap_B"])
         total_BT = sum((weight * terms[name] for name, weight in weights.items() if weight > 0), _zeros(value))
@@ -151,17 +151,16 @@ class DVPO(PPO):
 
     def _terms(self, value: QuantileValue, batch: Batch, credit: Credit):
         """The terms but the shift, per policy token [N], each computed when called."""
-        mask_BT, (lower, upper) = batch.mask_BT, self.tails
-        quantiles_NHM, target_NK = select(value.quantiles_BTHM, mask_BT), select(credit.target, mask_BT)
-        tau_M = self._levels(quantiles_NHM)
-        sorted_NM, goal_NK = risk.ascending(select(value.ensemble_BTM, mask_BT)), risk.ascending(target_NK)
-        each_NM = self._quantile_losses(quantiles_NHM, goal_NK, tau_M, batch).mean(dim=1)
-        scale = 1 if self.qr_sum else 1 / len(tau_M)
+        lower, upper = self.tails
+        sorted_NM = risk.ascending(value.ensemble_NM)
+        goal_NK = risk.ascending(select(credit.target, batch.mask_BT))
+        count = sorted_NM.shape[-1]
+        qr_N, risk_N = self._quantile_losses(value.quantiles_NHM, goal_NK, batch).unbind(dim=-1)
         mirrored = self.shape_contracts == "upper"  # the same loss on the negated distributions
-        per_level = len(tau_M) ** 2 if self.curv_per_level else 1
+        per_level = count**2 if self.curv_per_level else 1
         return {
-            "qr": lambda: scale * (each_NM @ risk.risk_weights(tau_M, self.qr_tilt)),
-            "risk": lambda: scale * (each_NM @ risk.risk_weights(tau_M, self.tilt)),
+            "qr": lambda: qr_N,
+            "risk": lambda: risk_N,
             "cvar": lambda: risk.cvar_loss(sorted_NM, goal_NK, mass=lower, is_sorted=True),
             "gain": lambda: risk.gain_loss(sorted_NM, goal_NK, mass=upper, is_sorted=True),
             "shape": lambda: risk.shape_loss(
@@ -178,7 +177,7 @@ class DVPO(PPO):
                     is_sorted=True,
                 )
             ),
-            "cons": lambda: risk.consistency_loss(quantiles_NHM),
+            "cons": lambda: risk.consistency_loss(value.quantiles_NHM),
         }  # fmt: skip
 
     def _levels(self, like: Tensor) -> Tensor:
@@ -186,14 +185,17 @@ class DVPO(PPO):
         tau_M = midpoints(count).to(like)
         return tau_M if self.tau_grid == "midpoint" else tau_M + 0.5 / count
 
-    def _quantile_losses(self, quantiles_NHM: Tensor, target_NK: Tensor, tau_M: Tensor, batch: Batch) -> Tensor:
+    def _quantile_losses(self, quantiles_NHM: Tensor, target_NK: Tensor, batch: Batch) -> Tensor:
+        """[N, 2] quantile regression and that of the risk term, the mean over heads."""
+        tau_M = self._levels(quantiles_NHM)
         kappa = float("inf") if self.kappa is None else self.kappa * batch.reward_range.width
         divide = self.divide_by_kappa and self.kappa is not None
-        return quantile_huber_each(quantiles_NHM, target_NK[:, None], tau_M, kappa=kappa, divide_by_kappa=divide)
-
-
-def _scattered(x_N: Tensor, mask_BT: Tensor) -> Tensor:
-    return x_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, x_N)
+        weight_TM = torch.stack([risk.risk_weights(tau_M, tilt) for tilt in (self.qr_tilt, self.tilt)])
+        scale = (len(tau_M) if self.qr_sum else 1) / quantiles_NHM.shape[1]
+        of_heads_NHT = quantile_huber_terms(
+            quantiles_NHM, target_NK[:, None], tau_M, weight_TM, kappa=kappa, divide_by_kappa=divide
+        )
+        return scale * of_heads_NHT.sum(dim=1)
 
 
 def _zeros(value: QuantileValue) -> Tensor:

@@ -26,10 +26,10 @@ from noisyrl.algos.scalar_heads import head_errors
 from noisyrl.critics.heads import HeadsCritic
 from noisyrl.critics.quantile import QuantileCritic
 from noisyrl.ops.advantages import contamination_bootstrap, gae_with_bootstrap, token_rho, tv_bootstrap
-from noisyrl.ops.masked import keep, whiten
+from noisyrl.ops.masked import keep, place, whiten
 from noisyrl.ops.quantiles import midpoints, quantile_huber
 from noisyrl.spec import Count, Fraction, InputError, Positive, spec
-from noisyrl.types import Batch, Credit, EnsembleValue, Loss, QuantileValue, Value
+from noisyrl.types import Batch, Credit, DistributionValue, EnsembleValue, Loss, QuantileValue, Value
 
 
 @spec
@@ -94,7 +94,7 @@ class RobustBellman(PPO):
             return contamination_bootstrap(value.mean_BT, rho=rho, worst=value.heads_BTH.amin(dim=-1))
         if self.mode == "r_contamination":
             return contamination_bootstrap(value.mean_BT, rho=rho, worst=worst)
-        assert isinstance(value, QuantileValue)
+        assert isinstance(value, DistributionValue)
         return tv_bootstrap(value.ensemble_BTM, rho=rho, fail_value=worst)
 
     def critic_loss(self, value: Value, batch: Batch, credit: Credit) -> Loss:
@@ -118,14 +118,13 @@ class RobustBellman(PPO):
     def _quantile_loss(self, value: Value, batch: Batch, credit: Credit) -> Loss:
         assert isinstance(value, QuantileValue)
         mask_BT = batch.mask_BT
-        quantiles_BTHM = keep(value.quantiles_BTHM, mask_BT[..., None, None])
-        count = quantiles_BTHM.shape[-1]
-        loss_BT = count * quantile_huber(
-            quantiles_BTHM,
-            keep(credit.target, mask_BT)[..., None, None],
-            midpoints(count).to(quantiles_BTHM),
+        count = value.quantiles_NHM.shape[-1]
+        loss_NH = count * quantile_huber(
+            value.quantiles_NHM,
+            credit.target[mask_BT][:, None, None],
+            midpoints(count).to(value.quantiles_NHM),
             kappa=self.kappa * batch.reward_range.width,
             divide_by_kappa=True,
-        ).mean(dim=-1)
-        loss_BT = keep(loss_BT, mask_BT)
+        )
+        loss_BT = place(loss_NH.mean(dim=-1), mask_BT)
         return Loss(total_BT=self.critic_coef * loss_BT, terms={"qr": loss_BT.detach()})

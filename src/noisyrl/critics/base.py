@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor, nn
 
 from noisyrl.spec import Natural, Positive, spec
@@ -22,6 +23,13 @@ class Sight:
     rollout: Rollout
     scores: Scores | None = None  # the policy's, without gradient; there if the head asks for candidates
     reference: Scores | None = None  # the starting policy's, where the algorithm needs one
+
+
+def policy_tokens(hidden_BTD: Tensor, sight: Sight | None) -> Tensor:
+    """[B, T] bool, the tokens whose values are asked for: those of the policy, all where there is no `sight`."""
+    if sight is not None:
+        return sight.rollout.mask_BT
+    return torch.ones(hidden_BTD.shape[:2], dtype=torch.bool, device=hidden_BTD.device)
 
 
 class Head(nn.Module, ABC):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from noisyrl import rng
-from noisyrl.critics.base import CriticSpec, Head, Sight
+from noisyrl.critics.base import CriticSpec, Head, Sight, policy_tokens
+from noisyrl.ops.masked import place
 from noisyrl.ops.vocabulary import distribution_kl, token_scores
 from noisyrl.spec import Count, InputError, Positive, spec
 from noisyrl.types import BottleneckValue, Rollout, Scores
@@ -73,11 +74,10 @@ class _Bottleneck(Head):
 
     def forward(self, hidden_BTD: Tensor, sight: Sight | None = None) -> BottleneckValue:
         """Without `sight` there is no mask, no noise, and nothing for the LM head to judge."""
-        everywhere_BT = torch.ones(hidden_BTD.shape[:2], dtype=torch.bool, device=hidden_BTD.device)
-        mask_BT = everywhere_BT if sight is None else sight.rollout.mask_BT
+        mask_BT = policy_tokens(hidden_BTD, sight)
         hidden_ND = hidden_BTD[mask_BT]
         found = self._estimates(hidden_ND, sight) | self._reading(hidden_ND, sight)
-        return BottleneckValue(**{f"{name}_BT": _placed(x_N, mask_BT) for name, x_N in found.items()})
+        return BottleneckValue(**{f"{name}_BT": place(x_N, mask_BT) for name, x_N in found.items()})
 
     def _estimates(self, hidden_ND: Tensor, sight: Sight | None) -> dict[str, Tensor]:
         # Never in bf16: it cannot tell values closer than half a per cent.
@@ -169,8 +169,3 @@ def _said(rollout: Rollout) -> Tensor:
 def _states(reference: Scores) -> Tensor:
     assert reference.hidden_BTD.shape[-1] > 0, "Head.reads_reference makes the reference keep its hidden states"
     return reference.hidden_BTD
-
-
-def _placed(x_N: Tensor, mask_BT: Tensor) -> Tensor:
-    """[N] back to [B, T], 0 elsewhere."""
-    return x_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, x_N)

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, softplus
 
-from noisyrl.critics.base import CriticSpec, Head, Sight
+from noisyrl.critics.base import CriticSpec, Head, Sight, policy_tokens
 from noisyrl.critics.heads import HeadStack
 from noisyrl.ops import kernels
+from noisyrl.ops.masked import place, select
 from noisyrl.ops.quantiles import midpoints
 from noisyrl.processor import each_row, takes_kernels
 from noisyrl.spec import Count, Natural, NonNegative, Positive, spec
@@ -68,16 +69,17 @@ class _Quantiles(Head):
         self.median = median
 
     def forward(self, hidden_BTD: Tensor, sight: Sight | None = None) -> QuantileValue:
-        quantiles_BTHM = self.stack(hidden_BTD)
+        mask_BT = policy_tokens(hidden_BTD, sight)
+        quantiles_NHM = self.stack(select(hidden_BTD, mask_BT))
         if self.monotone:
-            quantiles_BTHM = spread(quantiles_BTHM)
-        if quantiles_BTHM.shape[2] == 1:
-            ensemble_BTM = quantiles_BTHM[:, :, 0]
-        else:
-            ensemble_BTM = quantiles_BTHM.quantile(0.5, dim=2) if self.median else quantiles_BTHM.mean(dim=2)
-        return QuantileValue(
-            mean_BT=ensemble_BTM.mean(dim=-1), ensemble_BTM=ensemble_BTM, quantiles_BTHM=quantiles_BTHM
-        )
+            quantiles_NHM = spread(quantiles_NHM)
+        heads = quantiles_NHM.shape[1]
+        if heads == 1:
+            ensemble_NM = quantiles_NHM[:, 0]
+        else:  # a sum hands its gradient on as it is, where a mean writes it out for every head
+            ensemble_NM = quantiles_NHM.quantile(0.5, dim=1) if self.median else quantiles_NHM.sum(dim=1) / heads
+        mean_BT = place(ensemble_NM.mean(dim=-1), mask_BT)
+        return QuantileValue(mean_BT=mean_BT, ensemble_NM=ensemble_NM, quantiles_NHM=quantiles_NHM)
 
 
 def spread(raw: Tensor) -> Tensor:

@@ -29,28 +29,61 @@ def quantile_huber(  # noqa: PLR0913 - a kernel takes arrays one by one
     slope_RQ: Floats,
 ) -> None:
     """Mean loss over the sorted atoms y, and its derivative by the quantile x, as `quantiles._loss_and_slope`."""
-    quantiles, atoms = x_RQ.shape[1], y_RK.shape[1]
-    sum_N, square_N = np.zeros(atoms + 1), np.zeros(atoms + 1)
-    middle = atoms // 2
+    space = _space(x_RQ.shape[1], y_RK.shape[1])
     for row in range(begin, end):
-        y_K, x_Q = y_RK[row], x_RQ[row]
-        # Counted from the middle, so that an outlier stays at its end.
-        for k in range(middle, atoms):
-            y = y_K[k] - np.float64(y_K[middle])
-            sum_N[k + 1], square_N[k + 1] = sum_N[k] + y, square_N[k] + y * y
-        for k in range(middle - 1, -1, -1):
-            y = y_K[k] - np.float64(y_K[middle])
-            sum_N[k], square_N[k] = sum_N[k + 1] - y, square_N[k + 1] - y * y
-        falls = 0
-        for q in range(1, quantiles):
-            falls += x_Q[q] < x_Q[q - 1]
-        if falls <= quantiles // 32:  # in order, up to falls from head to head
-            _huber_of_row(x_Q, y_K, tau_Q, sum_N, square_N, kappa, far, near, loss_RQ[row], slope_RQ[row])
-        else:
-            order_Q = np.argsort(x_Q)
-            loss_Q, slope_Q = np.empty_like(x_Q), np.empty_like(x_Q)
-            _huber_of_row(x_Q[order_Q], y_K, tau_Q[order_Q], sum_N, square_N, kappa, far, near, loss_Q, slope_Q)
-            loss_RQ[row][order_Q], slope_RQ[row][order_Q] = loss_Q, slope_Q
+        _huber_of_row(x_RQ[row], y_RK[row], tau_Q, kappa, far, near, space, loss_RQ[row], slope_RQ[row])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+def quantile_huber_terms(  # noqa: PLR0913
+    begin: int,
+    end: int,
+    x_RQ: Floats,
+    y_RK: Floats,
+    tau_Q: Floats,
+    kappa: float,
+    far: float,
+    near: float,
+    weight_TM: Floats,
+    loss_RST: Floats,
+    slope_RQ: Floats,
+) -> None:
+    """The same, of the losses only their weighted means over each of the S stretches of M quantiles."""
+    terms, count = weight_TM.shape
+    space = _space(x_RQ.shape[1], y_RK.shape[1])
+    loss_Q = np.empty(x_RQ.shape[1])
+    for row in range(begin, end):
+        _huber_of_row(x_RQ[row], y_RK[row], tau_Q, kappa, far, near, space, loss_Q, slope_RQ[row])
+        for s in range(loss_RST.shape[1]):
+            for t in range(terms):
+                total = 0.0
+                for m in range(count):
+                    total += weight_TM[t, m] * loss_Q[s * count + m]
+                loss_RST[row, s, t] = total / count
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def quantile_huber_terms_back(
+    begin: int, end: int, grad_RST: Floats, weight_TM: Floats, slope_RQ: Floats, out_RQ: Floats
+) -> None:
+    """Gradient by the quantiles from that by the weighted means."""
+    terms, count = weight_TM.shape
+    factor_M = np.empty(count, weight_TM.dtype)
+    for row in range(begin, end):
+        for s in range(grad_RST.shape[1]):
+            factor_M[:] = 0.0
+            for t in range(terms):
+                grad = grad_RST[row, s, t] / weight_TM.dtype.type(count)
+                for m in range(count):
+                    factor_M[m] += grad * weight_TM[t, m]
+            for m in range(count):
+                out_RQ[row, s * count + m] = slope_RQ[row, s * count + m] * factor_M[m]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _space(quantiles: int, atoms: int) -> tuple[Floats, Floats, Floats, Floats]:
+    """What `_huber_of_row` writes to: the atoms, their prefix sums, and what each quantile needs of them."""
+    return np.empty(atoms + 2), np.zeros(atoms + 1), np.zeros(atoms + 1), np.empty((9, quantiles))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -58,41 +91,107 @@ def _huber_of_row(  # noqa: PLR0913
     x_Q: Floats,
     y_K: Floats,
     tau_Q: Floats,
-    sum_N: Floats,
-    square_N: Floats,
     kappa: float,
     far: float,
     near: float,
+    space: tuple[Floats, Floats, Floats, Floats],
     loss_Q: Floats,
     slope_Q: Floats,
 ) -> None:
-    """Each quantile finds its edges a few steps past those of the one before it; where it falls, it begins anew."""
+    y_P, sum_N, square_N, found_CQ = space
     atoms = len(y_K)
-    middle = np.float64(y_K[atoms // 2])
-    a = b = c = 0
+    middle = atoms // 2
+    for k in range(atoms):
+        y_P[k] = np.float64(y_K[k]) - np.float64(y_K[middle])
+    y_P[atoms:] = np.nan  # which stops every search
+    # Counted from the middle, so that an outlier stays at its end.
+    for k in range(middle, atoms):
+        sum_N[k + 1], square_N[k + 1] = sum_N[k] + y_P[k], square_N[k] + y_P[k] * y_P[k]
+    for k in range(middle - 1, -1, -1):
+        sum_N[k], square_N[k] = sum_N[k + 1] - y_P[k], square_N[k + 1] - y_P[k] * y_P[k]
+    falls = 0
+    for q in range(1, len(x_Q)):
+        falls += x_Q[q] < x_Q[q - 1]
+    if falls <= len(x_Q) // 32:  # in order, up to falls from head to head
+        _search(x_Q, np.float64(y_K[middle]), kappa, y_P, sum_N, square_N, found_CQ)
+        _of_zones(tau_Q, kappa, far, near, sum_N[0], sum_N[atoms], atoms, found_CQ, loss_Q, slope_Q)
+    else:
+        order_Q = np.argsort(x_Q)
+        sorted_loss_Q, sorted_slope_Q = np.empty_like(loss_Q), np.empty_like(slope_Q)
+        _search(x_Q[order_Q], np.float64(y_K[middle]), kappa, y_P, sum_N, square_N, found_CQ)
+        _of_zones(
+            tau_Q[order_Q], kappa, far, near, sum_N[0], sum_N[atoms], atoms, found_CQ, sorted_loss_Q, sorted_slope_Q
+        )
+        loss_Q[order_Q], slope_Q[order_Q] = sorted_loss_Q, sorted_slope_Q
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _search(  # noqa: PLR0913
+    x_Q: Floats, middle: float, kappa: float, y_P: Floats, sum_N: Floats, square_N: Floats, found_CQ: Floats
+) -> None:
+    """Each quantile finds its edges a few steps past those of the one before it; where it falls, it begins anew.
+
+    Mostly 0 or 1 steps: the first is taken without a branch, which a processor would guess wrong half of the time.
+    Numbers without sign, because a place below 0 would have to be looked for.
+    """
+    none, one = np.uint64(0), np.uint64(1)
+    a = b = c = none
+    last = -np.inf
     for q in range(len(x_Q)):
-        if q and x_Q[q] < x_Q[q - 1]:
-            a = b = c = 0
-        while a < atoms and y_K[a] < x_Q[q] - kappa:
-            a += 1
-        while b < atoms and y_K[b] < x_Q[q]:
-            b += 1
-        while c < atoms and y_K[c] <= x_Q[q] + kappa:
-            c += 1
-        x = x_Q[q] - middle
-        low_sum, high_sum = sum_N[b] - sum_N[a], sum_N[c] - sum_N[b]
+        x = np.float64(x_Q[q]) - middle
+        if not x >= last:
+            a = b = c = none
+        last, low, high = x, x - kappa, x + kappa
+        a += np.uint64(y_P[a] < low)
+        b += np.uint64(y_P[b] < x)
+        c += np.uint64(y_P[c] <= high)
+        while y_P[a] < low:
+            a += one
+        while y_P[b] < x:
+            b += one
+        while y_P[c] <= high:
+            c += one
+        found_CQ[0, q] = x
+        found_CQ[1, q], found_CQ[2, q], found_CQ[3, q] = np.int64(a), np.int64(b), np.int64(c)
+        found_CQ[4, q], found_CQ[5, q], found_CQ[6, q] = sum_N[a], sum_N[b], sum_N[c]
+        found_CQ[7, q], found_CQ[8, q] = square_N[b] - square_N[a], square_N[c] - square_N[b]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _of_zones(  # noqa: PLR0913
+    tau_Q: Floats,
+    kappa: float,
+    far: float,
+    near: float,
+    first: float,
+    last: float,
+    atoms: int,
+    found_CQ: Floats,
+    loss_Q: Floats,
+    slope_Q: Floats,
+) -> None:
+    """Apart from the search, and with comparisons for min and max, so that it works on several quantiles at once."""
+    for q in range(len(tau_Q)):
+        x, a, b, c = found_CQ[0, q], found_CQ[1, q], found_CQ[2, q], found_CQ[3, q]
+        low_sum, high_sum = found_CQ[5, q] - found_CQ[4, q], found_CQ[6, q] - found_CQ[5, q]
         low_slope, high_slope = (b - a) * x - low_sum, high_sum - (c - b) * x
-        low = (low_slope - low_sum) * x + square_N[b] - square_N[a]
-        high = square_N[c] - square_N[b] - (high_slope + high_sum) * x
+        low = (low_slope - low_sum) * x + found_CQ[7, q]
+        high = found_CQ[8, q] - (high_slope + high_sum) * x
         # Bounded as distances in [0, kappa] are: a tiny kappa would magnify rounding errors.
-        low_slope = min(max(low_slope, 0.0), (b - a) * kappa)
-        high_slope = min(max(high_slope, 0.0), (c - b) * kappa)
-        low, high = min(max(low, 0.0), low_slope * kappa), min(max(high, 0.0), high_slope * kappa)
-        low = near / 2 * low + far * (a * (x - kappa / 2) + sum_N[0] - sum_N[a])
-        high = near / 2 * high + far * (sum_N[atoms] - sum_N[c] - (atoms - c) * (x + kappa / 2))
+        low_slope, high_slope = _bounded(low_slope, (b - a) * kappa), _bounded(high_slope, (c - b) * kappa)
+        low, high = _bounded(low, low_slope * kappa), _bounded(high, high_slope * kappa)
+        low = near / 2 * low + far * (a * (x - kappa / 2) + first - found_CQ[4, q])
+        high = near / 2 * high + far * (last - found_CQ[6, q] - (atoms - c) * (x + kappa / 2))
         low_slope, high_slope = near * low_slope + far * a, near * high_slope + far * (atoms - c)
-        loss_Q[q] = max((low + tau_Q[q] * (high - low)) / atoms, 0.0)
+        loss = (low + tau_Q[q] * (high - low)) / atoms
+        loss_Q[q] = 0.0 if loss < 0.0 else loss
         slope_Q[q] = (low_slope - tau_Q[q] * (low_slope + high_slope)) / atoms
+
+
+@njit(inline="always")
+def _bounded(x: float, most: float) -> float:
+    x = 0.0 if x < 0.0 else x
+    return most if x > most else x
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -23,6 +23,13 @@ def select(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return _Select.apply(x_BT, mask_BT.flatten().nonzero().squeeze(1))
 
 
+def place(x_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """[N, ...] at the places where the mask is True, row by row, [B, T, ...]; 0 elsewhere. What `select` took out."""
+    out = x_N.new_zeros(mask_BT.numel(), *x_N.shape[1:])
+    out.index_copy_(0, mask_BT.flatten().nonzero().squeeze(1), x_N)
+    return out.unflatten(0, mask_BT.shape)
+
+
 class _Select(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BT: Tensor, place_N: Tensor) -> Tensor:

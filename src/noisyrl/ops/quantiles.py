@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,11 +45,34 @@ def quantile_huber(
     Dabney et al. 2018 (arXiv:1710.10044) eq. 10, with the mean in place of their sum over i. No gradient to the target.
     ValueError: see `quantile_huber_each`.
     """
+    weight_M = torch.ones_like(tau_M) if weight_M is None else weight_M
+    if weight_M.shape == tau_M.shape and not weight_M.requires_grad:
+        arguments = quantiles_M, target_K, tau_M, weight_M[None]
+        return quantile_huber_terms(*arguments, kappa=kappa, divide_by_kappa=divide_by_kappa).squeeze(-1)
     loss_M = quantile_huber_each(quantiles_M, target_K, tau_M, kappa=kappa, divide_by_kappa=divide_by_kappa)
-    if weight_M is None:
-        return loss_M.mean(-1)
     _broadcast(loss_M.shape, weight_M.shape, "the loss per quantile and weight_M")
     return (loss_M * weight_M).mean(-1)
+
+
+def quantile_huber_terms(
+    quantiles_M: Tensor,
+    target_K: Tensor,
+    tau_M: Tensor,
+    weight_TM: Tensor,
+    *,
+    kappa: float,
+    divide_by_kappa: bool,
+) -> Tensor:
+    """`quantile_huber` under T weightings at once, [..., T]: no loss of a single quantile is kept.
+
+    weight_TM  [T, M] float, gets no gradient; other arguments as in `quantile_huber`
+    ValueError: see `quantile_huber_each`; weights that do not match.
+    """
+    if weight_TM.shape[1:] != tau_M.shape:
+        raise ValueError(f"weights {tuple(weight_TM.shape)} for {len(tau_M)} quantiles: give one for each")
+    rows = _Rows.of(quantiles_M, target_K, tau_M, kappa, divide_by_kappa)
+    weight_TM = weight_TM.detach().to(quantiles_M)
+    return rows.back(_Terms.apply(*rows[:3], weight_TM, kappa, divide_by_kappa), len(weight_TM))
 
 
 def quantile_huber_each(
@@ -59,63 +82,137 @@ def quantile_huber_each(
 
     ValueError: a kappa without meaning, no atoms, levels that do not match, leading axes that do not broadcast.
     """
-    _check_kappa(kappa, divide_by_kappa)
-    count, atoms = quantiles_M.shape[-1], target_K.shape[-1]
-    if not count or not atoms or tau_M.shape != (count,):
-        raise ValueError(
-            f"{count} quantiles, {atoms} target atoms, levels of shape {tuple(tau_M.shape)}:"
-            " give at least one quantile, one atom, and one level for each quantile"
+    rows = _Rows.of(quantiles_M, target_K, tau_M, kappa, divide_by_kappa)
+    return rows.back(_Each.apply(*rows[:3], kappa, divide_by_kappa), len(tau_M))
+
+
+class _Rows(NamedTuple):
+    """Each row holds all quantiles that meet the same atoms: S stretches of M, where the target is repeated S times."""
+
+    quantiles_RQ: Tensor
+    target_RK: Tensor  # ascending
+    tau_Q: Tensor  # float64
+    lead: tuple[int, ...]  # axes of the result but the last
+    order: list[int]  # in which the rows have these axes
+
+    @classmethod
+    def of(cls, quantiles_M: Tensor, target_K: Tensor, tau_M: Tensor, kappa: float, divide_by_kappa: bool) -> _Rows:
+        _check_kappa(kappa, divide_by_kappa)
+        count, atoms = quantiles_M.shape[-1], target_K.shape[-1]
+        if not count or not atoms or tau_M.shape != (count,):
+            raise ValueError(
+                f"{count} quantiles, {atoms} target atoms, levels of shape {tuple(tau_M.shape)}:"
+                " give at least one quantile, one atom, and one level for each quantile"
+            )
+        lead = _broadcast(quantiles_M.shape[:-1], target_K.shape[:-1], "leading axes of quantiles and target")
+        target_K = target_K.detach().reshape((1,) * (len(lead) + 1 - target_K.ndim) + target_K.shape)
+        # Axes along which the target is repeated go last.
+        order = sorted(range(len(lead)), key=lambda axis: target_K.shape[axis] == 1)
+        rows = math.prod(target_K.shape[:-1])
+        repeats = math.prod(size for size, own in zip(lead, target_K.shape, strict=False) if own == 1)
+        moved_M = quantiles_M.expand(*lead, count).permute(*order, len(lead))
+        return cls(
+            moved_M.reshape(rows, repeats * count).contiguous(),
+            ascending(target_K.reshape(rows, atoms)).contiguous(),
+            tau_M.double().repeat(repeats),
+            lead,
+            order,
         )
-    lead = _broadcast(quantiles_M.shape[:-1], target_K.shape[:-1], "leading axes of quantiles and target")
-    target_K = target_K.detach().reshape((1,) * (len(lead) + 1 - target_K.ndim) + target_K.shape)
-    # Axes along which the target is repeated go last, so that one row holds all quantiles that meet the same atoms.
-    order = sorted(range(len(lead)), key=lambda axis: target_K.shape[axis] == 1) + [len(lead)]
-    moved_M = quantiles_M.expand(*lead, count).permute(order)
-    rows = math.prod(target_K.shape[:-1])
-    repeats = math.prod(size for size, own in zip(lead, target_K.shape, strict=False) if own == 1)
-    loss_RQ = _QuantileHuber.apply(
-        moved_M.reshape(rows, repeats * count),
-        target_K.reshape(rows, atoms),
-        tau_M.double().repeat(repeats),
-        kappa,
-        divide_by_kappa,
-    )
-    return loss_RQ.reshape(moved_M.shape).permute(sorted(range(len(order)), key=order.__getitem__))
+
+    def back(self, found: Tensor, last: int) -> Tensor:
+        """What was found for the rows, with the axes of the result and a last one of any size."""
+        moved_X = found.reshape(*(self.lead[axis] for axis in self.order), last)
+        return moved_X.permute(*sorted(range(len(self.order)), key=self.order.__getitem__), len(self.order))
 
 
-class _QuantileHuber(torch.autograd.Function):
+class _Each(torch.autograd.Function):
     """Loss [R, Q] of quantiles [R, Q] against target [R, K]; forward finds the slope too, backward only multiplies."""
 
     @staticmethod
     def forward(
         ctx: Any, quantiles_RQ: Tensor, target_RK: Tensor, tau_Q: Tensor, kappa: float, divide_by_kappa: bool
     ) -> Tensor:
-        target_RK, quantiles_RQ = ascending(target_RK).contiguous(), quantiles_RQ.contiguous()
-        loss_RQ, slope_RQ = torch.empty_like(quantiles_RQ), torch.empty_like(quantiles_RQ)
-        # So that 0 times an infinite kappa, or over a vanishing one, is still 0. No atom is as far as the largest.
-        kappa = min(kappa, 1e300) if kappa > 1e-300 else 0.0
-        far, near = (1.0, 1 / (kappa or 1.0)) if divide_by_kappa else (kappa, 1.0)
+        arguments = quantiles_RQ, target_RK, tau_Q, *_zones(kappa, divide_by_kappa)
         if takes_kernels(quantiles_RQ, target_RK):
             from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
 
-            arrays = (quantiles_RQ, target_RK, tau_Q, kappa, far, near, loss_RQ, slope_RQ)
-            each_row(kernels.quantile_huber, len(quantiles_RQ), *arrays)
+            loss_RQ, slope_RQ = torch.empty_like(quantiles_RQ), torch.empty_like(quantiles_RQ)
+            each_row(kernels.quantile_huber, len(quantiles_RQ), *arguments, loss_RQ, slope_RQ)
         else:
-            rows = max(1, _BLOCK // (quantiles_RQ.shape[1] + target_RK.shape[1]))
-            blocks = (x.split(rows) for x in (quantiles_RQ, target_RK, loss_RQ, slope_RQ))
-            for quantiles, target, loss, slope in zip(*blocks, strict=True):
-                for start in range(0, tau_Q.numel(), _BLOCK):
-                    part = slice(start, start + _BLOCK)
-                    found = _loss_and_slope(quantiles[:, part], target, tau_Q[part], kappa, far, near)
-                    loss[:, part], slope[:, part] = found
+            loss_RQ, slope_RQ = _in_blocks(*arguments)
         ctx.save_for_backward(slope_RQ)
         return loss_RQ
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_RQ: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_RQ: Tensor) -> tuple[Tensor | None, ...]:
         (slope_RQ,) = ctx.saved_tensors
         return grad_RQ * slope_RQ, None, None, None, None
+
+
+class _Terms(torch.autograd.Function):
+    """Weighted means [R, S, T] of these losses."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0913
+        ctx: Any,
+        quantiles_RQ: Tensor,
+        target_RK: Tensor,
+        tau_Q: Tensor,
+        weight_TM: Tensor,
+        kappa: float,
+        divide_by_kappa: bool,
+    ) -> Tensor:
+        arguments = quantiles_RQ, target_RK, tau_Q, *_zones(kappa, divide_by_kappa)
+        (terms, count), rows = weight_TM.shape, len(quantiles_RQ)
+        stretches = len(tau_Q) // count
+        if takes_kernels(quantiles_RQ, target_RK):
+            from noisyrl.ops import kernels
+
+            slope_RQ = torch.empty_like(quantiles_RQ)
+            loss_RST = quantiles_RQ.new_empty(rows, stretches, terms)
+            each_row(kernels.quantile_huber_terms, rows, *arguments, weight_TM, loss_RST, slope_RQ)
+        else:
+            loss_RQ, slope_RQ = _in_blocks(*arguments)
+            loss_RST = loss_RQ.view(rows, stretches, count) @ weight_TM.T / count
+        ctx.save_for_backward(slope_RQ, weight_TM)
+        return loss_RST
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_RST: Tensor) -> tuple[Tensor | None, ...]:
+        slope_RQ, weight_TM = ctx.saved_tensors
+        if takes_kernels(slope_RQ):
+            from noisyrl.ops import kernels
+
+            out_RQ = torch.empty_like(slope_RQ)
+            arrays = grad_RST.contiguous(), weight_TM, slope_RQ, out_RQ
+            each_row(kernels.quantile_huber_terms_back, len(out_RQ), *arrays)
+        else:
+            out_RQ = slope_RQ * (grad_RST @ weight_TM / weight_TM.shape[1]).flatten(1)
+        return out_RQ, None, None, None, None, None
+
+
+def _zones(kappa: float, divide_by_kappa: bool) -> tuple[float, float, float]:
+    """kappa, and what the linear and the quadratic zone of the loss are multiplied by."""
+    # So that 0 times an infinite kappa, or over a vanishing one, is still 0. No atom is as far as the largest.
+    kappa = min(kappa, 1e300) if kappa > 1e-300 else 0.0
+    far, near = (1.0, 1 / (kappa or 1.0)) if divide_by_kappa else (kappa, 1.0)
+    return kappa, far, near
+
+
+def _in_blocks(
+    quantiles_RQ: Tensor, target_RK: Tensor, tau_Q: Tensor, kappa: float, far: float, near: float
+) -> tuple[Tensor, Tensor]:
+    """`_loss_and_slope` by tensor operations, both [R, Q]."""
+    loss_RQ, slope_RQ = torch.empty_like(quantiles_RQ), torch.empty_like(quantiles_RQ)
+    rows = max(1, _BLOCK // (quantiles_RQ.shape[1] + target_RK.shape[1]))
+    blocks = (x.split(rows) for x in (quantiles_RQ, target_RK, loss_RQ, slope_RQ))
+    for quantiles, target, loss, slope in zip(*blocks, strict=True):
+        for start in range(0, tau_Q.numel(), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            loss[:, part], slope[:, part] = _loss_and_slope(quantiles[:, part], target, tau_Q[part], kappa, far, near)
+    return loss_RQ, slope_RQ
 
 
 def _loss_and_slope(
