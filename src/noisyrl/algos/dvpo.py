@@ -151,34 +151,26 @@ class DVPO(PPO):
 
     def _terms(self, value: QuantileValue, batch: Batch, credit: Credit):
         """The terms but the shift, per policy token [N], each computed when called."""
-        lower, upper = self.tails
-        sorted_NM = risk.ascending(value.ensemble_NM)
-        goal_NK = risk.ascending(select(credit.target, batch.mask_BT))
-        count = sorted_NM.shape[-1]
-        qr_N, risk_N = self._quantile_losses(value.quantiles_NHM, goal_NK, batch).unbind(dim=-1)
-        mirrored = self.shape_contracts == "upper"  # the same loss on the negated distributions
+        target_NK = select(credit.target, batch.mask_BT)
+        qr_N, risk_N = self._quantile_losses(value.quantiles_NHM, target_NK, batch).unbind(dim=-1)
+        found, goal = (risk.tails(x, *self.tails) for x in (value.ensemble_NM, target_NK))
+        count, atoms = value.ensemble_NM.shape[-1], target_NK.shape[-1]
         per_level = count**2 if self.curv_per_level else 1
         return {
             "qr": lambda: qr_N,
             "risk": lambda: risk_N,
-            "cvar": lambda: risk.cvar_loss(sorted_NM, goal_NK, mass=lower, is_sorted=True),
-            "gain": lambda: risk.gain_loss(sorted_NM, goal_NK, mass=upper, is_sorted=True),
-            "shape": lambda: risk.shape_loss(
-                -sorted_NM.flip(-1) if mirrored else sorted_NM,
-                -goal_NK.flip(-1) if mirrored else goal_NK,
-                lower_mass=upper if mirrored else lower,
-                upper_mass=lower if mirrored else upper,
-                is_sorted=True,
-            ),
-            "curv": lambda: (
-                per_level
-                * risk.curvature_loss(
-                    sorted_NM, lower_mass=lower, upper_mass=upper, mode=self.curv_mode, target_K=goal_NK,
-                    is_sorted=True,
-                )
-            ),
+            "cvar": lambda: risk.tail_error(found.lower, goal.lower),
+            "gain": lambda: risk.tail_error(found.upper, goal.upper),
+            "shape": lambda: self._shape(found, goal),
+            "curv": lambda: per_level * risk.bend_error(found, self.curv_mode, goal, (atoms / count) ** 2),
             "cons": lambda: risk.consistency_loss(value.quantiles_NHM),
-        }  # fmt: skip
+        }
+
+    def _shape(self, found: risk.Tails, goal: risk.Tails) -> Tensor:
+        """The mirrored control is the same loss on the negated distributions, whose tails have changed places."""
+        if self.shape_contracts == "upper":
+            found, goal = (risk.Tails(x.upper, x.lower) for x in (found, goal))
+        return risk.shape_error(found, goal)
 
     def _levels(self, like: Tensor) -> Tensor:
         count = like.shape[-1]

@@ -88,13 +88,12 @@ def mixture_target(reward_BT: Tensor, quantiles_BTM: Tensor, mask_BT: Tensor, *,
     _check(mask_BT, reward=reward_BT, quantiles=quantiles_BTM)
     if not 0 <= lam <= 1:
         raise ValueError(f"lam is {lam}: it is a probability here, set it in [0, 1]")
-    sorted_BTM = ascending(quantiles_BTM)
-    if not takes_kernels(reward_BT, sorted_BTM):
-        return _mixture_target(reward_BT, sorted_BTM, mask_BT, gamma, lam)
+    if not takes_kernels(reward_BT, quantiles_BTM):
+        return _mixture_target(reward_BT, ascending(quantiles_BTM), mask_BT, gamma, lam)
     from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
 
-    out_BTM = torch.zeros_like(sorted_BTM)
-    inputs = (x.contiguous() for x in (reward_BT, sorted_BTM, mask_BT))
+    out_BTM = quantiles_BTM.new_zeros(quantiles_BTM.shape)
+    inputs = (x.contiguous() for x in (reward_BT, quantiles_BTM, mask_BT))
     each_row(kernels.mixture_target, len(mask_BT), *inputs, float(gamma), float(lam), out_BTM, least=4)
     return out_BTM
 

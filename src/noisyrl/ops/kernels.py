@@ -171,6 +171,7 @@ def _of_zones(  # noqa: PLR0913
     slope_Q: Floats,
 ) -> None:
     """Apart from the search, and with comparisons for min and max, so that it works on several quantiles at once."""
+    share = 1 / atoms
     for q in range(len(tau_Q)):
         x, a, b, c = found_CQ[0, q], found_CQ[1, q], found_CQ[2, q], found_CQ[3, q]
         low_sum, high_sum = found_CQ[5, q] - found_CQ[4, q], found_CQ[6, q] - found_CQ[5, q]
@@ -183,9 +184,9 @@ def _of_zones(  # noqa: PLR0913
         low = near / 2 * low + far * (a * (x - kappa / 2) + first - found_CQ[4, q])
         high = near / 2 * high + far * (last - found_CQ[6, q] - (atoms - c) * (x + kappa / 2))
         low_slope, high_slope = near * low_slope + far * a, near * high_slope + far * (atoms - c)
-        loss = (low + tau_Q[q] * (high - low)) / atoms
+        loss = (low + tau_Q[q] * (high - low)) * share
         loss_Q[q] = 0.0 if loss < 0.0 else loss
-        slope_Q[q] = (low_slope - tau_Q[q] * (low_slope + high_slope)) / atoms
+        slope_Q[q] = (low_slope - tau_Q[q] * (low_slope + high_slope)) * share
 
 
 @njit(inline="always")
@@ -199,18 +200,18 @@ def mixture_target(  # noqa: PLR0913
     begin: int,
     end: int,
     reward_BT: Floats,
-    sorted_BTM: Floats,
+    quantiles_BTM: Floats,
     mask_BT: NDArray[np.bool_],
     gamma: float,
     lam: float,
     out_BTM: Floats,
 ) -> None:
-    """`advantages.mixture_target` of quantiles in order; what lies outside the mask is left as it is.
+    """`advantages.mixture_target`; what lies outside the mask is left as it is.
 
     Atoms of two laws, each of the next quantiles 1 - lam of a bin long and each of the next target lam, are laid end to
     end in order. They fill M bins, whose averages are the new target.
     """
-    length, count = sorted_BTM.shape[1], sorted_BTM.shape[2]
+    length, count = quantiles_BTM.shape[1:]
     first_M, second_M = np.empty(count), np.empty(count)
     target_M = np.empty(count)
     for row in range(begin, end):
@@ -238,7 +239,12 @@ def mixture_target(  # noqa: PLR0913
                 if not atom < least:  # rounding may have swapped equal atoms; NaN stays
                     least = atom
                 second_M[m] = out_BTM[row, t, m] = least
-                first_M[m] = sorted_BTM[row, t, m]
+                first_M[m] = quantiles_BTM[row, t, m]
+            falls = 0
+            for m in range(1, count):
+                falls += not first_M[m] >= first_M[m - 1]
+            if falls:
+                first_M = np.sort(first_M)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -283,20 +289,103 @@ def spread_slope(begin: int, end: int, grad_RM: Floats, width_R: Floats, gap_RG:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
-def consistency(begin: int, end: int, x_RHM: Floats, loss_R: Floats, slope_RHM: Floats) -> None:
-    """`risk.consistency_loss` and its derivative."""
+def consistency(begin: int, end: int, x_RHM: Floats, loss_R: Floats) -> None:
+    """`risk.consistency_loss`."""
     heads, count = x_RHM.shape[1:]
-    scale = 2 / (count * max(heads - 1, 1))
-    mean_M = np.empty(count)
+    mean_M = np.empty(count, x_RHM.dtype)
     for row in range(begin, end):
-        mean_M[:] = 0.0
-        for h in range(heads):
-            for m in range(count):
-                mean_M[m] += x_RHM[row, h, m] / heads
+        _mean_of_heads(x_RHM[row], mean_M)
         total = 0.0
         for h in range(heads):
             for m in range(count):
                 apart = x_RHM[row, h, m] - mean_M[m]
                 total += apart * apart
-                slope_RHM[row, h, m] = 2 * scale * apart
-        loss_R[row] = scale * total
+        loss_R[row] = total * 2 / (count * max(heads - 1, 1))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def consistency_back(begin: int, end: int, x_RHM: Floats, grad_R: Floats, out_RHM: Floats) -> None:
+    """Gradient by the quantiles from that by the loss."""
+    heads, count = x_RHM.shape[1:]
+    mean_M = np.empty(count, x_RHM.dtype)
+    for row in range(begin, end):
+        _mean_of_heads(x_RHM[row], mean_M)
+        scale = x_RHM.dtype.type(grad_R[row] * 4 / (count * max(heads - 1, 1)))
+        for h in range(heads):
+            for m in range(count):
+                out_RHM[row, h, m] = scale * (x_RHM[row, h, m] - mean_M[m])
+
+
+@njit(inline="always")
+def _mean_of_heads(x_HM: Floats, mean_M: Floats) -> None:
+    part = x_HM.dtype.type(1 / len(x_HM))
+    mean_M[:] = 0.0
+    for h in range(len(x_HM)):
+        for m in range(len(mean_M)):
+            mean_M[m] += x_HM[h, m] * part
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def tails(  # noqa: PLR0913
+    begin: int,
+    end: int,
+    x_RM: Floats,
+    lower_A: Floats,
+    upper_A: Floats,
+    lower_span: int,
+    upper_span: int,
+    found_R23: Floats,
+) -> None:
+    """`risk.tails` of atoms in order."""
+    for row in range(begin, end):
+        x_M = x_RM[row]
+        count = len(x_M)
+        _tail(x_M[: len(lower_A)], lower_A, x_M[: lower_span + 1], lower_span, found_R23[row, 0])
+        _tail(x_M[count - len(upper_A) :], upper_A, x_M[count - upper_span - 1 :], upper_span, found_R23[row, 1])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+def _tail(x_A: Floats, weight_A: Floats, stretch_B: Floats, span: int, found_3: Floats) -> None:
+    mean = variance = bend = 0.0
+    for i in range(len(x_A)):
+        mean += weight_A[i] * x_A[i]
+    for i in range(len(x_A)):
+        apart = x_A[i] - mean
+        variance += weight_A[i] * apart * apart
+    if span:  # second differences add up to the last step less the first
+        last, first = np.float64(stretch_B[span]) - stretch_B[span - 1], np.float64(stretch_B[1]) - stretch_B[0]
+        bend = (last - first) / (span - 1)
+    found_3[0], found_3[1], found_3[2] = mean, variance, bend
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def tails_back(  # noqa: PLR0913
+    begin: int,
+    end: int,
+    x_RM: Floats,
+    lower_A: Floats,
+    upper_A: Floats,
+    lower_span: int,
+    upper_span: int,
+    found_R23: Floats,
+    grad_R23: Floats,
+    out_RM: Floats,
+) -> None:
+    """Gradient by the atoms from that by what was found."""
+    count = x_RM.shape[1]
+    for row in range(begin, end):
+        out_RM[row] = 0.0
+        for side in range(2):
+            weight_A, span = (upper_A, upper_span) if side else (lower_A, lower_span)
+            first = count - len(weight_A) if side else 0
+            mean, of_variance = found_R23[row, side, 0], 2 * grad_R23[row, side, 1]
+            for i in range(len(weight_A)):
+                slope = grad_R23[row, side, 0] + of_variance * (x_RM[row, first + i] - mean)
+                out_RM[row, first + i] += weight_A[i] * slope
+            if span:
+                first = count - span - 1 if side else 0
+                share = grad_R23[row, side, 2] / (span - 1)
+                out_RM[row, first] += share
+                out_RM[row, first + 1] -= share
+                out_RM[row, first + span - 1] -= share
+                out_RM[row, first + span] += share

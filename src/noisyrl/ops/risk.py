@@ -6,8 +6,8 @@ sorted inside, or not again with `is_sorted=True`. No gradient reaches a target.
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +53,65 @@ def risk_weights(tau_M: Tensor, tilt: float) -> Tensor:
     return torch.softmax(-tilt * tau_M, dim=-1) * tau_M.shape[-1]
 
 
+class Tail(NamedTuple):
+    """What losses read of one tail of a distribution, [...] each; zeros for a tail of no mass."""
+
+    mean: Tensor
+    variance: Tensor  # of the population: that of one atom is 0
+    bend: Tensor  # mean second difference over max(1, k - 1) places, k = max(2, round(mass * M)) < M; 0 for M < 3
+
+
+class Tails(NamedTuple):
+    """Both tails of a distribution."""
+
+    lower: Tail
+    upper: Tail
+
+
+def tails(quantiles_M: Tensor, lower_mass: float, upper_mass: float, *, is_sorted: bool = False) -> Tails:
+    """Both tails of distributions [..., M] of atoms of equal mass, differentiable.
+
+    masses     shares of the tails, in [0, 1]; 0 = that tail is not asked for
+    is_sorted  they are ascending already
+    ValueError: a mass outside [0, 1].
+    """
+    sorted_M = quantiles_M if is_sorted else ascending(quantiles_M)
+    count = sorted_M.shape[-1]
+    weights, spans = [], []
+    for mass, upper in ((lower_mass, False), (upper_mass, True)):
+        weight_M = tail_weights(count, mass, upper=upper, dtype=torch.float64) if mass else torch.zeros(count)
+        weights.append(weight_M.double()[weight_M > 0])
+        spans.append(min(max(2, round(mass * count)), count - 1) if mass else 0)
+    found_23 = _Tails.apply(sorted_M, *weights, *(span if count > 2 else 0 for span in spans))
+    return Tails(*(Tail(*side_3.unbind(dim=-1)) for side_3 in found_23.unbind(dim=-2)))
+
+
+def tail_error(found: Tail, goal: Tail) -> Tensor:
+    """Squared error of a tail's mean, [...]."""
+    return (found.mean - goal.mean.detach()).square()
+
+
+def shape_error(found: Tails, goal: Tails) -> Tensor:
+    """Variance of the lower tail above the goal's, plus variance of the upper tail below the goal's, [...]."""
+    excess = found.lower.variance - goal.lower.variance.detach()
+    lack = goal.upper.variance.detach() - found.upper.variance
+    return excess.relu() + lack.relu()
+
+
+def bend_error(found: Tails, mode: str, goal: Tails | None = None, scale: float = 1.0) -> Tensor:
+    """Wrong bend of the tails, [...]; modes as in `curvature_loss`. scale: what the goal's bend is multiplied by."""
+    lower, upper = found.lower.bend, found.upper.bend
+    if mode == "convex":
+        return (-lower).relu() + (-upper).relu()
+    if mode == "bell":
+        return lower.relu() + (-upper).relu()
+    if mode != "target":
+        raise ValueError(f"curvature mode {mode!r} is unknown: set convex, bell or target")
+    if goal is None:
+        raise ValueError("curvature mode 'target' compares with a target: set target_K, or mode convex or bell")
+    return (scale * goal.lower.bend.detach() - lower).relu() + (scale * goal.upper.bend.detach() - upper).relu()
+
+
 def cvar_loss(quantiles_M: Tensor, target_K: Tensor, *, mass: float, is_sorted: bool = False) -> Tensor:
     """Squared error of the mean of the lower tail, [...].
 
@@ -63,12 +122,16 @@ def cvar_loss(quantiles_M: Tensor, target_K: Tensor, *, mass: float, is_sorted: 
 
     The CVaR of Rockafellar and Uryasev 2000, for atoms of equal mass. ValueError: mass outside (0, 1].
     """
-    return _tail_error(quantiles_M, target_K, mass, False, is_sorted)
+    _check_mass(mass, 1.0)
+    found, goal = (tails(x_M, mass, 0.0, is_sorted=is_sorted) for x_M in (quantiles_M, target_K))
+    return tail_error(found.lower, goal.lower)
 
 
 def gain_loss(quantiles_M: Tensor, target_K: Tensor, *, mass: float, is_sorted: bool = False) -> Tensor:
     """Squared error of the mean of the upper tail, [...]. Arguments as in `cvar_loss`."""
-    return _tail_error(quantiles_M, target_K, mass, True, is_sorted)
+    _check_mass(mass, 1.0)
+    found, goal = (tails(x_M, 0.0, mass, is_sorted=is_sorted) for x_M in (quantiles_M, target_K))
+    return tail_error(found.upper, goal.upper)
 
 
 def shift_loss(quantiles_M: Tensor, target_K: Tensor) -> Tensor:
@@ -96,10 +159,7 @@ def shape_loss(
     """
     for mass in (lower_mass, upper_mass):
         _check_mass(mass, 0.5)
-    quantiles_M, target_K = _ascending(quantiles_M, is_sorted), _ascending(target_K.detach(), is_sorted)
-    excess = _tail_variance(quantiles_M, lower_mass, False) - _tail_variance(target_K, lower_mass, False)
-    lack = _tail_variance(target_K, upper_mass, True) - _tail_variance(quantiles_M, upper_mass, True)
-    return excess.relu() + lack.relu()
+    return shape_error(*(tails(x_M, lower_mass, upper_mass, is_sorted=is_sorted) for x_M in (quantiles_M, target_K)))
 
 
 def curvature_loss(
@@ -121,24 +181,15 @@ def curvature_loss(
     target_K     [..., K] float   read by mode target only; leading axes broadcast
     is_sorted    both are ascending already
 
-    The bend is the mean second difference over max(1, k - 1) places, k = max(2, round(mass * M)).
-    It shrinks as 1 / M^2, so a target of K atoms is rescaled by (K / M)^2.
+    The bend (`Tail.bend`) shrinks as 1 / M^2, so a target of K atoms is rescaled by (K / M)^2.
     ValueError: a mass outside (0, .5], another mode, or mode target without a target.
     """
     for mass in (lower_mass, upper_mass):
         _check_mass(mass, 0.5)
-    lower, upper = _bends(_ascending(quantiles_M, is_sorted), lower_mass, upper_mass)
-    if mode == "convex":
-        return (-lower).relu() + (-upper).relu()
-    if mode == "bell":
-        return lower.relu() + (-upper).relu()
-    if mode != "target":
-        raise ValueError(f"curvature mode {mode!r} is unknown: set convex, bell or target")
-    if target_K is None:
-        raise ValueError("curvature mode 'target' compares with a target: set target_K, or mode convex or bell")
-    scale = (target_K.shape[-1] / quantiles_M.shape[-1]) ** 2
-    wanted_lower, wanted_upper = _bends(_ascending(target_K.detach(), is_sorted), lower_mass, upper_mass)
-    return (scale * wanted_lower - lower).relu() + (scale * wanted_upper - upper).relu()
+    masses = lower_mass, upper_mass
+    goal = None if target_K is None else tails(target_K, *masses, is_sorted=is_sorted)
+    scale = 1.0 if target_K is None else (target_K.shape[-1] / quantiles_M.shape[-1]) ** 2
+    return bend_error(tails(quantiles_M, *masses, is_sorted=is_sorted), mode, goal, scale)
 
 
 def consistency_loss(quantiles_HM: Tensor) -> Tensor:
@@ -161,61 +212,85 @@ class _Consistency(torch.autograd.Function):
         from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
 
         x_RHM = x_HM.reshape(-1, *x_HM.shape[-2:]).contiguous()
-        loss_R, slope_RHM = x_RHM.new_empty(len(x_RHM)), torch.empty_like(x_RHM)
-        each_row(kernels.consistency, len(x_RHM), x_RHM, loss_R, slope_RHM)
-        ctx.save_for_backward(slope_RHM.view(x_HM.shape))
+        loss_R = x_RHM.new_empty(len(x_RHM))
+        each_row(kernels.consistency, len(x_RHM), x_RHM, loss_R)
+        ctx.save_for_backward(x_RHM)
         return loss_R.view(x_HM.shape[:-2])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (slope_HM,) = ctx.saved_tensors
-        return slope_HM * grad[..., None, None]
+        from noisyrl.ops import kernels
+
+        (x_RHM,) = ctx.saved_tensors
+        out_RHM = torch.empty_like(x_RHM)
+        each_row(kernels.consistency_back, len(x_RHM), x_RHM, grad.reshape(-1), out_RHM)
+        return out_RHM.view(*grad.shape, *x_RHM.shape[1:])
+
+
+class _Tails(torch.autograd.Function):
+    """Mean, variance and bend of the lower and the upper tail, [..., 2, 3], of sorted atoms [..., M].
+
+    weights [A] float64 of the atoms of each tail, of which there may be none; spans k of the bends, 0 = there is none
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, sorted_M: Tensor, lower_A: Tensor, upper_A: Tensor, lower_span: int, upper_span: int
+    ) -> Tensor:
+        sorted_RM = sorted_M.reshape(-1, sorted_M.shape[-1]).contiguous()
+        ctx.arguments = lower_A, upper_A, lower_span, upper_span
+        if takes_kernels(sorted_RM):
+            from noisyrl.ops import kernels
+
+            found_R23 = sorted_RM.new_empty(len(sorted_RM), 2, 3)
+            each_row(kernels.tails, len(sorted_RM), sorted_RM, *ctx.arguments, found_R23)
+        else:
+            sides = [_side(*part) for part in _sides(sorted_RM, *ctx.arguments)]
+            found_R23 = torch.stack([torch.stack(side, dim=-1) for side in sides], dim=-2)
+        ctx.save_for_backward(sorted_RM, found_R23)
+        return found_R23.view(*sorted_M.shape[:-1], 2, 3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_23: Tensor) -> tuple[Tensor | None, ...]:
+        sorted_RM, found_R23 = ctx.saved_tensors
+        grad_R23 = grad_23.reshape(-1, 2, 3).contiguous()
+        if takes_kernels(sorted_RM):
+            from noisyrl.ops import kernels
+
+            out_RM = torch.empty_like(sorted_RM)
+            each_row(kernels.tails_back, len(out_RM), sorted_RM, *ctx.arguments, found_R23, grad_R23, out_RM)
+        else:
+            out_RM = torch.zeros_like(sorted_RM)
+            parts = _sides(sorted_RM, *ctx.arguments), _sides(out_RM, *ctx.arguments)
+            for side, ((tail_RA, weight_A, stretch_RA), (out_RA, _, bent_RA)) in enumerate(zip(*parts, strict=True)):
+                mean_R1, _, _ = found_R23[:, side].split(1, dim=-1)
+                of_mean_R1, of_variance_R1, of_bend_R1 = grad_R23[:, side].split(1, dim=-1)
+                out_RA += weight_A * (of_mean_R1 + 2 * of_variance_R1 * (tail_RA - mean_R1))
+                share_R = of_bend_R1.squeeze(-1) / max(stretch_RA.shape[-1] - 2, 1)
+                for place, sign in ((0, 1), (1, -1), (-2, -1), (-1, 1)) if stretch_RA.shape[-1] else ():
+                    bent_RA[:, place] += sign * share_R
+        return out_RM.view(*grad_23.shape[:-2], out_RM.shape[-1]), None, None, None, None
+
+
+def _sides(
+    x_RM: Tensor, lower_A: Tensor, upper_A: Tensor, lower_span: int, upper_span: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Atoms of each tail, their weights, and the stretch whose bend is asked for, which has none for span 0."""
+    count = x_RM.shape[-1]
+    lower, upper = (span + 1 if span else 0 for span in (lower_span, upper_span))
+    yield x_RM[:, : len(lower_A)], lower_A.to(x_RM), x_RM[:, :lower]
+    yield x_RM[:, count - len(upper_A) :], upper_A.to(x_RM), x_RM[:, count - upper :]
+
+
+def _side(tail_RA: Tensor, weight_A: Tensor, stretch_RA: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    mean_R = tail_RA @ weight_A
+    variance_R = (tail_RA - mean_R[:, None]).square() @ weight_A
+    bend_R = stretch_RA.diff(n=2).mean(-1) if stretch_RA.shape[-1] else torch.zeros_like(mean_R)
+    return mean_R, variance_R, bend_R
 
 
 def _check_mass(mass: float, most: float) -> None:
     if not 0 < mass <= most:
         raise ValueError(f"tail mass is {mass}: set a share above 0 and at most {most:g}")
-
-
-def _ascending(x_M: Tensor, is_sorted: bool) -> Tensor:
-    return x_M if is_sorted else ascending(x_M)
-
-
-def _tail(sorted_M: Tensor, mass: float, upper: bool) -> tuple[Tensor, Tensor]:
-    """The atoms of a tail and their weights; those of weight 0 are left out, nine in ten where the mass is .1."""
-    count = sorted_M.shape[-1]
-    atoms = min(math.ceil(mass * count), count)
-    part = slice(count - atoms, count) if upper else slice(atoms)
-    weight_M = tail_weights(count, mass, upper=upper, dtype=sorted_M.dtype, device=sorted_M.device)
-    return sorted_M[..., part], weight_M[part]
-
-
-def _tail_mean(sorted_M: Tensor, mass: float, upper: bool) -> Tensor:
-    tail_A, weight_A = _tail(sorted_M, mass, upper)
-    return (weight_A * tail_A).sum(-1)
-
-
-def _tail_variance(sorted_M: Tensor, mass: float, upper: bool) -> Tensor:
-    tail_A, weight_A = _tail(sorted_M, mass, upper)
-    mean = (weight_A * tail_A).sum(-1, keepdim=True)
-    return (weight_A * (tail_A - mean).square()).sum(-1)
-
-
-def _tail_error(quantiles_M: Tensor, target_K: Tensor, mass: float, upper: bool, is_sorted: bool) -> Tensor:
-    found = _tail_mean(_ascending(quantiles_M, is_sorted), mass, upper)
-    return (found - _tail_mean(_ascending(target_K.detach(), is_sorted), mass, upper)).square()
-
-
-def _bends(sorted_M: Tensor, lower_mass: float, upper_mass: float) -> tuple[Tensor, Tensor]:
-    """Mean second difference of the lower and the upper tail, [...] each; 0 with fewer than three atoms."""
-    count = sorted_M.shape[-1]
-    if count < 3:
-        zero = sorted_M[..., :0].sum(-1)
-        return zero, zero
-    lower, upper = (max(2, round(mass * count)) for mass in (lower_mass, upper_mass))
-    return _bend(sorted_M[..., : lower + 1]), _bend(sorted_M[..., count - upper - 1 :])
-
-
-def _bend(stretch_A: Tensor) -> Tensor:
-    return stretch_A.diff(n=2).mean(-1)
