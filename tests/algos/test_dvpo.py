@@ -199,10 +199,10 @@ def test_monotone_quantiles_are_in_order_and_have_the_mean_they_are_given(count)
 
 @pytest.mark.parametrize("lead", [(), (0,), (2, 0, 3)])
 def test_spread_takes_any_leading_axes(lead):
-    raw = torch.zeros(*lead, 5, requires_grad=True)
-    found = spread(raw)
-    assert found.shape == (*lead, 4)
-    assert torch.autograd.grad(found.sum(), raw)[0].shape == raw.shape
+    raw = torch.zeros(*lead, 3, 5, requires_grad=True)
+    found, average = spread(raw)
+    assert found.shape == (*lead, 3, 4) and average.shape == (*lead, 4)
+    assert torch.autograd.grad(found.sum() + average.sum(), raw)[0].shape == raw.shape
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -215,7 +215,9 @@ def test_spread_has_the_gradient_of_its_definition(count, compiled, monkeypatch)
     gaps = torch.nn.functional.softplus(raw[..., 1:2]) * raw[..., 2:].softmax(dim=-1)
     above_lowest = torch.nn.functional.pad(gaps.cumsum(dim=-1), (1, 0))
     expected = raw[..., :1] + above_lowest - above_lowest.mean(dim=-1, keepdim=True)
-    found, upstream = spread(raw), torch.linspace(-1, 2, expected.numel()).double().view_as(expected)
+    expected = expected, expected.mean(dim=-2)
+    found = spread(raw)
     assert_close(found, expected, atol=1e-12, rtol=0)
+    upstream = [torch.linspace(-1, 2, x.numel()).double().view_as(x) for x in expected]
     (gradient,) = torch.autograd.grad(found, raw, upstream)
     assert_close(gradient, torch.autograd.grad(expected, raw, upstream)[0], atol=1e-12, rtol=0)

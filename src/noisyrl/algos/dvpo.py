@@ -108,14 +108,14 @@ class DVPO(PPO):
     def critic_loss(self, value: Value, batch: Batch, credit: Credit) -> Loss:
         """The weighted sum of the eight terms; each is logged unweighted, as 0 where its weight is 0."""
         assert isinstance(value, QuantileValue)
-        mask_BT = batch.mask_BT
-        weights = self.weights
-        terms_N = {name: term() for name, term in self._terms(value, batch, credit).items() if weights[name] > 0}
-        terms = {name: place(terms_N[name], mask_BT) if name in terms_N else _zeros(value) for name in weights}
-        if weights["shift"] > 0:
-            terms["shift"] = shift_term(value, batch, credit.extra["gap_B"])
-        total_BT = sum((weight * terms[name] for name, weight in weights.items() if weight > 0), _zeros(value))
-        return Loss(total_BT=self.critic_coef * total_BT, terms={name: term.detach() for name, term in terms.items()})
+        used = {name: weight for name, weight in self.weights.items() if weight > 0}
+        found = {name: term() for name, term in self._terms(value, batch, credit).items() if name in used}
+        zero_N = value.ensemble_NM.new_zeros(len(value.ensemble_NM))
+        total_N = sum((used[name] * term_N for name, term_N in found.items()), zero_N)
+        names = list(self.weights)
+        terms_NX = torch.stack([found.get(name, zero_N).detach() for name in names], dim=-1)
+        terms = dict(zip(names, place(terms_NX, batch.mask_BT).unbind(dim=-1), strict=True))
+        return Loss(total_BT=self.critic_coef * place(total_N, batch.mask_BT), terms=terms)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -150,10 +150,11 @@ class DVPO(PPO):
         return self.interval_weight if tilted and self.interval_weight else 0.0
 
     def _terms(self, value: QuantileValue, batch: Batch, credit: Credit):
-        """The terms but the shift, per policy token [N], each computed when called."""
-        target_NK = select(credit.target, batch.mask_BT)
+        """The terms per policy token [N], each computed when called."""
+        target_NK = risk.ascending(select(credit.target, batch.mask_BT))
         qr_N, risk_N = self._quantile_losses(value.quantiles_NHM, target_NK, batch).unbind(dim=-1)
-        found, goal = (risk.tails(x, *self.tails) for x in (value.ensemble_NM, target_NK))
+        found = risk.tails(value.ensemble_NM, *self.tails)
+        goal = risk.tails(target_NK, *self.tails, is_sorted=True)
         count, atoms = value.ensemble_NM.shape[-1], target_NK.shape[-1]
         per_level = count**2 if self.curv_per_level else 1
         return {
@@ -161,6 +162,7 @@ class DVPO(PPO):
             "risk": lambda: risk_N,
             "cvar": lambda: risk.tail_error(found.lower, goal.lower),
             "gain": lambda: risk.tail_error(found.upper, goal.upper),
+            "shift": lambda: shift_term(value, batch, credit.extra["gap_B"])[batch.mask_BT],
             "shape": lambda: self._shape(found, goal),
             "curv": lambda: per_level * risk.bend_error(found, self.curv_mode, goal, (atoms / count) ** 2),
             "cons": lambda: risk.consistency_loss(value.quantiles_NHM),
@@ -188,7 +190,3 @@ class DVPO(PPO):
             quantiles_NHM, target_NK[:, None], tau_M, weight_TM, kappa=kappa, divide_by_kappa=divide
         )
         return scale * of_heads_NHT.sum(dim=1)
-
-
-def _zeros(value: QuantileValue) -> Tensor:
-    return torch.zeros_like(value.mean_BT)

@@ -70,49 +70,54 @@ class _Quantiles(Head):
 
     def forward(self, hidden_BTD: Tensor, sight: Sight | None = None) -> QuantileValue:
         mask_BT = policy_tokens(hidden_BTD, sight)
-        quantiles_NHM = self.stack(select(hidden_BTD, mask_BT))
+        quantiles_NHM, ensemble_NM = self.stack(select(hidden_BTD, mask_BT)), None
         if self.monotone:
-            quantiles_NHM = spread(quantiles_NHM)
-        heads = quantiles_NHM.shape[1]
-        if heads == 1:
-            ensemble_NM = quantiles_NHM[:, 0]
-        else:  # a sum hands its gradient on as it is, where a mean writes it out for every head
-            ensemble_NM = quantiles_NHM.quantile(0.5, dim=1) if self.median else quantiles_NHM.sum(dim=1) / heads
+            quantiles_NHM, ensemble_NM = spread(quantiles_NHM)
+        if self.median:
+            ensemble_NM = quantiles_NHM.quantile(0.5, dim=1)
+        elif ensemble_NM is None:
+            ensemble_NM = quantiles_NHM.mean(dim=1)
         mean_BT = place(ensemble_NM.mean(dim=-1), mask_BT)
         return QuantileValue(mean_BT=mean_BT, ensemble_NM=ensemble_NM, quantiles_NHM=quantiles_NHM)
 
 
-def spread(raw: Tensor) -> Tensor:
-    """Quantiles in order [..., M] from [..., M + 1]: their mean, width (before softplus) and logits of the gaps.
+def spread(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantiles in order [..., H, M], and their mean over heads [..., M].
 
-    mean + width * (c - average of c), where c is 0 and the running sums of the gaps.
+    raw  [..., H, M + 1]   for each head its mean, its width (before softplus) and the logits of its gaps
+
+    A head's quantiles are mean + width * (c - average of c), where c is 0 and the running sums of the gaps.
     """
     if takes_kernels(raw):
         return _Spread.apply(raw)
     c = pad(raw[..., 2:].softmax(dim=-1).cumsum(dim=-1), (1, 0))
-    return raw[..., :1] + softplus(raw[..., 1:2]) * (c - c.mean(dim=-1, keepdim=True))
+    quantiles = raw[..., :1] + softplus(raw[..., 1:2]) * (c - c.mean(dim=-1, keepdim=True))
+    return quantiles, quantiles.mean(dim=-2)
 
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, raw: Tensor) -> Tensor:
-        raw_RO = raw.reshape(-1, raw.shape[-1])
-        width_R = softplus(raw_RO[:, 1])
-        gap_RG = raw_RO[:, 2:].softmax(dim=-1)
-        out_RM = gap_RG.new_empty(len(gap_RG), gap_RG.shape[1] + 1)
-        each_row(kernels.spread, len(out_RM), raw_RO[:, 0], width_R, gap_RG, out_RM)
-        ctx.save_for_backward(raw_RO[:, 1], width_R, gap_RG)
-        return out_RM.view(*raw.shape[:-1], out_RM.shape[1])
+    def forward(ctx: Any, raw: Tensor) -> tuple[Tensor, Tensor]:
+        raw_RHO = raw.reshape(-1, *raw.shape[-2:])
+        width_RH = softplus(raw_RHO[:, :, 1])
+        gap_RHG = raw_RHO[:, :, 2:].softmax(dim=-1)
+        rows, heads, count = len(raw_RHO), raw_RHO.shape[1], raw_RHO.shape[2] - 1
+        out_RHM, average_RM = gap_RHG.new_empty(rows, heads, count), gap_RHG.new_empty(rows, count)
+        each_row(kernels.spread, rows, raw_RHO[:, :, 0], width_RH, gap_RHG, out_RHM, average_RM)
+        ctx.save_for_backward(raw_RHO[:, :, 1], width_RH, gap_RHG)
+        lead = raw.shape[:-2]
+        return out_RHM.view(*lead, heads, count), average_RM.view(*lead, count)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_M: Tensor) -> Tensor:
-        before_R, width_R, gap_RG = ctx.saved_tensors
-        grad_RM = grad_M.reshape(-1, grad_M.shape[-1]).contiguous()
-        out_RO = grad_RM.new_empty(len(grad_RM), grad_RM.shape[1] + 1)
-        each_row(kernels.spread_slope, len(out_RO), grad_RM, width_R, gap_RG, out_RO)
-        out_RO[:, 1].mul_(before_R.sigmoid())
-        return out_RO.view(*grad_M.shape[:-1], out_RO.shape[1])
+    def backward(ctx: Any, grad_HM: Tensor, grad_M: Tensor) -> Tensor:
+        before_RH, width_RH, gap_RHG = ctx.saved_tensors
+        heads, count = grad_HM.shape[-2:]
+        out_RHO = gap_RHG.new_empty(len(gap_RHG), heads, count + 1)
+        grads = grad_HM.reshape(-1, heads, count), grad_M.reshape(-1, count)
+        each_row(kernels.spread_back, len(out_RHO), *(x.contiguous() for x in grads), width_RH, gap_RHG, out_RHO)
+        out_RHO[:, :, 1].mul_(before_RH.sigmoid())
+        return out_RHO.view(*grad_HM.shape[:-1], count + 1)
 
 
 def _softplus_inverse(x: float) -> float:

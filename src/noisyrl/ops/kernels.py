@@ -247,45 +247,93 @@ def mixture_target(  # noqa: PLR0913
                 first_M = np.sort(first_M)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def spread(begin: int, end: int, mean_R: Floats, width_R: Floats, gap_RG: Floats, out_RM: Floats) -> None:
-    """Quantiles in order: mean + width * (c - average of c), c = 0 and the running sums of the gaps."""
-    count = out_RM.shape[1]
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+def spread(  # noqa: PLR0913
+    begin: int,
+    end: int,
+    mean_RH: Floats,
+    width_RH: Floats,
+    gap_RHG: Floats,
+    out_RHM: Floats,
+    average_RM: Floats,
+) -> None:
+    """Quantiles in order, mean + width * (c - average of c), c = 0 and the running sums of the gaps; their average."""
+    heads, count = out_RHM.shape[1:]
+    part = out_RHM.dtype.type(1 / heads)
+    c_M = np.zeros(count)
     for row in range(begin, end):
-        c = total = 0.0
-        out_RM[row, 0] = 0.0
-        for m in range(1, count):
-            c += gap_RG[row, m - 1]
-            total += c
-            out_RM[row, m] = c
-        low = mean_R[row] - width_R[row] * total / count
-        for m in range(count):
-            out_RM[row, m] = low + width_R[row] * out_RM[row, m]
+        average_RM[row] = 0.0
+        for h in range(heads):
+            _running_sums(gap_RHG[row, h], c_M[1:])
+            width = width_RH[row, h]
+            low = mean_RH[row, h] - width * c_M.sum() / count
+            for m in range(count):
+                out_RHM[row, h, m] = low + width * c_M[m]
+            for m in range(count):
+                average_RM[row, m] += part * out_RHM[row, h, m]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
-def spread_slope(begin: int, end: int, grad_RM: Floats, width_R: Floats, gap_RG: Floats, out_RO: Floats) -> None:
-    """Gradient of `spread` by mean and width, and by the logits of which the gaps are the softmax: [R, 2 + G]."""
-    count = grad_RM.shape[1]
-    lift_G = np.empty(count - 1)
+def spread_back(  # noqa: PLR0913
+    begin: int,
+    end: int,
+    grad_RHM: Floats,
+    grad_RM: Floats,
+    width_RH: Floats,
+    gap_RHG: Floats,
+    out_RHO: Floats,
+) -> None:
+    """Gradient of `spread` by mean and width, and by the logits of which the gaps are the softmax: [R, H, 2 + G]."""
+    heads, count = grad_RHM.shape[1:]
+    grad_M, c_G, fall_G = np.empty(count), np.empty(count - 1), np.empty(count - 1)
     for row in range(begin, end):
-        share = 0.0
-        for m in range(count):
-            share += grad_RM[row, m]
-        share /= count
-        # A gap lifts the quantiles above it by `width` and, with their average, lowers all of them: the sum over those
-        # above of the gradient less its average, which is minus that over those below.
-        c = lift = widen = own = 0.0
+        for h in range(heads):
+            gap_G = gap_RHG[row, h]
+            share = 0.0
+            for m in range(count):
+                grad_M[m] = grad_RHM[row, h, m] + grad_RM[row, m] / heads
+                share += grad_M[m]
+            share /= count
+            for m in range(count):
+                grad_M[m] -= share
+            # A gap lifts the quantiles above it by `width` and, with their average, lowers all of them: the sum over
+            # those above of the gradient less its average, which is minus that over those below.
+            _running_sums(gap_G, c_G)
+            _running_sums(grad_M[:-1], fall_G)
+            widen = own = 0.0
+            for m in range(count - 1):
+                widen += grad_M[m + 1] * c_G[m]
+                own += fall_G[m] * gap_G[m]
+            out_RHO[row, h, 0], out_RHO[row, h, 1] = share * count, widen
+            for m in range(count - 1):
+                out_RHO[row, h, 2 + m] = width_RH[row, h] * gap_G[m] * (own - fall_G[m])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _running_sums(x_G: Floats, out_G: Floats) -> None:
+    """Four at a time, since each addition waits for the one before it. Of numbers of one sign they never fall."""
+    c = 0.0
+    whole = len(x_G) // 4 * 4
+    for m in range(0, whole, 4):
+        one = np.float64(x_G[m])
+        two = one + x_G[m + 1]
+        four = two + (np.float64(x_G[m + 2]) + x_G[m + 3])
+        out_G[m], out_G[m + 1], out_G[m + 2], out_G[m + 3] = c + one, c + two, c + (two + x_G[m + 2]), c + four
+        c += four
+    for m in range(whole, len(x_G)):
+        c += x_G[m]
+        out_G[m] = c
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def crossing_rate(begin: int, end: int, x_RM: Floats, out_R: Floats) -> None:
+    """`quantiles.crossing_rate`."""
+    count = x_RM.shape[1]
+    for row in range(begin, end):
+        crossed = 0
         for m in range(count - 1):
-            lift -= grad_RM[row, m] - share
-            c += gap_RG[row, m]
-            widen += (grad_RM[row, m + 1] - share) * c
-            lift_G[m] = lift
-        for m in range(count - 1):
-            own += lift_G[m] * gap_RG[row, m]
-        out_RO[row, 0], out_RO[row, 1] = share * count, widen
-        for m in range(count - 1):
-            out_RO[row, 2 + m] = width_R[row] * gap_RG[row, m] * (lift_G[m] - own)
+            crossed += x_RM[row, m + 1] < x_RM[row, m]
+        out_R[row] = crossed / max(count - 1, 1)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})

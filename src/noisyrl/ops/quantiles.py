@@ -13,6 +13,7 @@ from noisyrl.ops.risk import ascending
 from noisyrl.processor import each_row, takes_kernels
 
 _BLOCK = 2**22  # numbers worked on at once by tensor operations, which make a score of temporaries
+_CACHED = 2**17  # numbers of which a few temporaries stay in a processor's cache
 
 
 def midpoints(count: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
@@ -286,8 +287,15 @@ def crossing_rate(quantiles_M: Tensor) -> Tensor:
 
     quantiles_M  [..., M] float
     """
-    crossed = quantiles_M.diff().lt_(0)  # in the type of the numbers: a third of the time of a comparison into a bool
-    return crossed.sum(-1) / max(crossed.shape[-1], 1)
+    if not takes_kernels(quantiles_M):
+        crossed = quantiles_M.diff().lt_(0)  # in the type of the numbers: a third of the time of comparing into bools
+        return crossed.sum(-1) / max(crossed.shape[-1], 1)
+    from noisyrl.ops import kernels
+
+    rows_RM = quantiles_M.reshape(-1, quantiles_M.shape[-1])
+    out_R = rows_RM.new_empty(len(rows_RM))
+    each_row(kernels.crossing_rate, len(rows_RM), rows_RM, out_R)
+    return out_R.view(quantiles_M.shape[:-1])
 
 
 def coverage_error(quantiles_NM: Tensor, outcome_N: Tensor, tau_M: Tensor, *, tolerance: float = 0.0) -> Tensor:
@@ -312,9 +320,13 @@ def coverage(quantiles_NM: Tensor, outcome_N: Tensor, *, tolerance: float = 0.0)
     P(Y < quantile_j - tolerance) and P(Y <= quantile_j + tolerance). ValueError: no outcome.
     """
     outcome_N1 = _outcomes(outcome_N, quantiles_NM)
-    below_M = (quantiles_NM - tolerance).gt_(outcome_N1).mean(0, dtype=torch.float64)
-    upto_M = (quantiles_NM + tolerance).ge_(outcome_N1).mean(0, dtype=torch.float64)
-    return below_M, upto_M
+    count = quantiles_NM.shape[1]
+    below_M, upto_M = torch.zeros(2, count, dtype=torch.float64, device=quantiles_NM.device)
+    rows = max(1, _CACHED // count)
+    for quantiles, outcome in zip(quantiles_NM.split(rows), outcome_N1.split(rows), strict=True):
+        below_M += (quantiles - tolerance).gt_(outcome).sum(0)
+        upto_M += (quantiles + tolerance).ge_(outcome).sum(0)
+    return below_M / len(outcome_N1), upto_M / len(outcome_N1)
 
 
 def pit_histogram(quantiles_NM: Tensor, outcome_N: Tensor, *, bins: int = 10, tolerance: float = 0.0) -> Tensor:

@@ -7,6 +7,7 @@ sorted inside, or not again with `is_sorted=True`. No gradient reaches a target.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,13 +78,18 @@ def tails(quantiles_M: Tensor, lower_mass: float, upper_mass: float, *, is_sorte
     """
     sorted_M = quantiles_M if is_sorted else ascending(quantiles_M)
     count = sorted_M.shape[-1]
-    weights, spans = [], []
-    for mass, upper in ((lower_mass, False), (upper_mass, True)):
-        weight_M = tail_weights(count, mass, upper=upper, dtype=torch.float64) if mass else torch.zeros(count)
-        weights.append(weight_M.double()[weight_M > 0])
-        spans.append(min(max(2, round(mass * count)), count - 1) if mass else 0)
-    found_23 = _Tails.apply(sorted_M, *weights, *(span if count > 2 else 0 for span in spans))
+    masses = lower_mass, upper_mass
+    weights = _weights(count, lower_mass, False), _weights(count, upper_mass, True)
+    spans = (min(max(2, round(mass * count)), count - 1) if mass and count > 2 else 0 for mass in masses)
+    found_23 = _Tails.apply(sorted_M, *weights, *spans)
     return Tails(*(Tail(*side_3.unbind(dim=-1)) for side_3 in found_23.unbind(dim=-2)))
+
+
+@cache
+def _weights(count: int, mass: float, upper: bool) -> Tensor:
+    """`tail_weights` above 0, [A] float64."""
+    weight_M = tail_weights(count, mass, upper=upper, dtype=torch.float64) if mass else torch.zeros(0)
+    return weight_M[weight_M > 0].double()
 
 
 def tail_error(found: Tail, goal: Tail) -> Tensor:
