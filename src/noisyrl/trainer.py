@@ -203,8 +203,8 @@ class Loop:
         """One gradient step on rows `index` of the global batch; adds weighted loss terms to `sums`."""
         weights_BT = self.algo.token_weights(batch.mask_BT[index.to(batch.mask_BT.device)])
         for micro, micro_weights_BT, sync in self._micro_batches(batch, index, weights_BT):
-            part, owed = rows(batch, micro), rows(credit, micro)
-            part, owed = trimmed(part, part.rollout), trimmed(owed, part.rollout)
+            part = rows(batch, micro)
+            part, owed = trimmed(part, part.rollout), rows(trimmed(credit, part.rollout), micro)
             micro_weights_BT = micro_weights_BT[:, : part.mask_BT.shape[1]]
             with sync:
                 scores, value = self.collector.agent(

@@ -152,7 +152,10 @@ class DVPO(PPO):
     def _terms(self, value: QuantileValue, batch: Batch, credit: Credit):
         """The terms per policy token [N], each computed when called."""
         target_NK = risk.ascending(select(credit.target, batch.mask_BT))
-        qr_N, risk_N = self._quantile_losses(value.quantiles_NHM, target_NK, batch).unbind(dim=-1)
+        quantiles_NHM, apart_N = value.quantiles_NHM, None
+        if self.weights["cons"] > 0:
+            quantiles_NHM, apart_N = risk.with_consistency_loss(quantiles_NHM)
+        qr_N, risk_N = self._quantile_losses(quantiles_NHM, target_NK, batch).unbind(dim=-1)
         found = risk.tails(value.ensemble_NM, *self.tails)
         goal = risk.tails(target_NK, *self.tails, is_sorted=True)
         count, atoms = value.ensemble_NM.shape[-1], target_NK.shape[-1]
@@ -165,7 +168,7 @@ class DVPO(PPO):
             "shift": lambda: shift_term(value, batch, credit.extra["gap_B"])[batch.mask_BT],
             "shape": lambda: self._shape(found, goal),
             "curv": lambda: per_level * risk.bend_error(found, self.curv_mode, goal, (atoms / count) ** 2),
-            "cons": lambda: risk.consistency_loss(value.quantiles_NHM),
+            "cons": lambda: apart_N,
         }
 
     def _shape(self, found: risk.Tails, goal: risk.Tails) -> Tensor:

@@ -336,6 +336,16 @@ def crossing_rate(begin: int, end: int, x_RM: Floats, out_R: Floats) -> None:
         out_R[row] = crossed / max(count - 1, 1)
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def falls(begin: int, end: int, x_RM: Floats, out_R: NDArray[np.bool_]) -> None:
+    """Which rows are not in ascending order; those with NaN are not."""
+    for row in range(begin, end):
+        count = 0
+        for m in range(x_RM.shape[1] - 1):
+            count += not x_RM[row, m + 1] >= x_RM[row, m]
+        out_R[row] = count > 0
+
+
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
 def consistency(begin: int, end: int, x_RHM: Floats, loss_R: Floats) -> None:
     """`risk.consistency_loss`."""
@@ -352,8 +362,8 @@ def consistency(begin: int, end: int, x_RHM: Floats, loss_R: Floats) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def consistency_back(begin: int, end: int, x_RHM: Floats, grad_R: Floats, out_RHM: Floats) -> None:
-    """Gradient by the quantiles from that by the loss."""
+def consistency_back(begin: int, end: int, x_RHM: Floats, grad_RHM: Floats, grad_R: Floats, out_RHM: Floats) -> None:
+    """Gradient by the quantiles from that by the loss, added to one they have from elsewhere."""
     heads, count = x_RHM.shape[1:]
     mean_M = np.empty(count, x_RHM.dtype)
     for row in range(begin, end):
@@ -361,7 +371,7 @@ def consistency_back(begin: int, end: int, x_RHM: Floats, grad_R: Floats, out_RH
         scale = x_RHM.dtype.type(grad_R[row] * 4 / (count * max(heads - 1, 1)))
         for h in range(heads):
             for m in range(count):
-                out_RHM[row, h, m] = scale * (x_RHM[row, h, m] - mean_M[m])
+                out_RHM[row, h, m] = grad_RHM[row, h, m] + scale * (x_RHM[row, h, m] - mean_M[m])
 
 
 @njit(inline="always")

@@ -20,12 +20,24 @@ from noisyrl.processor import each_row, takes_kernels
 
 def ascending(x_M: Tensor) -> Tensor:
     """x in ascending order along its last axis, differentiable; x itself where it is in order already."""
-    step_M = x_M.detach().diff()  # a third of the time of comparing neighbours into bools
-    if not step_M.numel() or bool(step_M.amin() >= 0):
+    if _in_order(x_M.detach()):
         return x_M
     if takes_kernels(x_M) and not x_M.requires_grad:
         return torch.from_numpy(np.sort(x_M.numpy(), axis=-1))  # 10 to 20 times as fast on short rows
     return x_M.sort(-1).values
+
+
+def _in_order(x_M: Tensor) -> bool:
+    if not x_M.numel():
+        return True
+    if takes_kernels(x_M):
+        from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
+
+        falls_R = torch.empty(x_M.shape[:-1].numel(), dtype=torch.bool)
+        each_row(kernels.falls, len(falls_R), x_M.reshape(len(falls_R), -1), falls_R)
+        return not bool(falls_R.any())
+    step_M = x_M.diff()  # a third of the time of comparing neighbours into bools
+    return not step_M.numel() or bool(step_M.amin() >= 0)
 
 
 def tail_weights(
@@ -205,33 +217,42 @@ def consistency_loss(quantiles_HM: Tensor) -> Tensor:
 
     Found as twice the unbiased variance across heads.
     """
+    return with_consistency_loss(quantiles_HM)[1]
+
+
+def with_consistency_loss(quantiles_HM: Tensor) -> tuple[Tensor, Tensor]:
+    """The same quantiles, to be used from here on, and their `consistency_loss`.
+
+    What follows sends its gradient back through here, where it is added in the same pass over memory.
+    """
     if takes_kernels(quantiles_HM):
         return _Consistency.apply(quantiles_HM)
     heads = quantiles_HM.shape[-2]
     centred_HM = quantiles_HM - quantiles_HM.mean(-2, keepdim=True)
-    return 2 * centred_HM.square().sum(-2).mean(-1) / max(heads - 1, 1)
+    return quantiles_HM, 2 * centred_HM.square().sum(-2).mean(-1) / max(heads - 1, 1)
 
 
 class _Consistency(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_HM: Tensor) -> Tensor:
-        from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
+    def forward(ctx: Any, x_HM: Tensor) -> tuple[Tensor, Tensor]:
+        from noisyrl.ops import kernels
 
         x_RHM = x_HM.reshape(-1, *x_HM.shape[-2:]).contiguous()
         loss_R = x_RHM.new_empty(len(x_RHM))
         each_row(kernels.consistency, len(x_RHM), x_RHM, loss_R)
         ctx.save_for_backward(x_RHM)
-        return loss_R.view(x_HM.shape[:-2])
+        return x_HM, loss_R.view(x_HM.shape[:-2])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_HM: Tensor, grad: Tensor) -> Tensor:
         from noisyrl.ops import kernels
 
         (x_RHM,) = ctx.saved_tensors
         out_RHM = torch.empty_like(x_RHM)
-        each_row(kernels.consistency_back, len(x_RHM), x_RHM, grad.reshape(-1), out_RHM)
-        return out_RHM.view(*grad.shape, *x_RHM.shape[1:])
+        arrays = x_RHM, grad_HM.reshape(x_RHM.shape).contiguous(), grad.reshape(-1), out_RHM
+        each_row(kernels.consistency_back, len(x_RHM), *arrays)
+        return out_RHM.view(grad_HM.shape)
 
 
 class _Tails(torch.autograd.Function):
