@@ -197,6 +197,19 @@ def test_monotone_quantiles_are_in_order_and_have_the_mean_they_are_given(count)
     assert_close(value.ensemble_NM.mean(-1), value.mean_BT.flatten())
 
 
+def test_what_is_kept_of_quantiles_says_what_they_said():
+    quantiles = torch.tensor([[[0.0, 1.0, 2.0], [0.5, 0.25, 3.0]], [[1.0, 1.0, 1.0], [3.0, 2.0, 1.0]]])
+    mask = torch.tensor([[True, False], [False, True]])
+    kept = as_value(quantiles, mask).kept(mask)
+    assert_close(kept.ensemble_BTM[mask], quantiles.mean(dim=1))
+    assert_close(kept.heads_BTH[mask], torch.tensor([[1.0, 1.25], [1.0, 2.0]]))
+    assert_close(kept.crossed_BT, torch.tensor([[0.25, 0.0], [0.0, 0.5]]))
+    assert not kept.ensemble_BTM[~mask].any()
+    found = kept.diagnostics(torch.tensor([0.0, 1.0]), mask, 0.05)
+    assert found["critic/crossing_frac"] == pytest.approx(0.375)
+    assert found["critic/head_disagreement"] == pytest.approx((0.25 + 1.0) / 2 / 2**0.5)
+
+
 @pytest.mark.parametrize("lead", [(), (0,), (2, 0, 3)])
 def test_spread_takes_any_leading_axes(lead):
     raw = torch.zeros(*lead, 3, 5, requires_grad=True)

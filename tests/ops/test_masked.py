@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from noisyrl.ops.masked import explained_variance, keep, masked_mean, place_last, whiten
+from noisyrl.ops.masked import explained_variance, keep, masked_mean, place, place_last, select, whiten
 
 NAN = float("nan")
 
@@ -16,6 +16,18 @@ def test_masked_mean_reads_only_what_counts():
     mask = torch.tensor([[True, True, False], [True, False, False]])
     assert masked_mean(x, mask).item() == pytest.approx(7 / 3)
     assert masked_mean(x, torch.zeros_like(mask)).item() == 0
+
+
+def test_select_takes_out_and_place_puts_back():
+    x = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mask = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]]).bool()
+    chosen = select(x, mask)
+    assert torch.equal(chosen, x[mask])
+    back = place(chosen, mask)
+    assert torch.equal(back, keep(x, mask[..., None]))
+    (gradient,) = torch.autograd.grad((back * x.detach()).sum(), x)
+    assert torch.equal(gradient, keep(x.detach(), mask[..., None]))
+    assert place(torch.ones(4), mask).shape == mask.shape
 
 
 def test_keep_stops_the_gradient_of_what_it_drops():

@@ -16,6 +16,7 @@ from noisyrl.ops.quantiles import (
     pit_histogram,
     quantile_huber,
     quantile_huber_each,
+    quantile_huber_terms,
 )
 from noisyrl.ops.risk import ascending
 
@@ -92,6 +93,34 @@ def test_midpoints():
 def test_golden(quantiles, target, tau, kappa, expected):
     loss = ours(f64(*quantiles), f64(*target), f64(*tau), kappa, False)
     assert loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("lead", [((5, 3), (5, 1)), ((4,), (4,)), ((2, 3), (1, 3)), ((0, 3), (0, 1))])
+def test_weighted_terms_are_the_weighted_losses(lead):
+    quantiles, target = draw(0, *lead[0], 7).requires_grad_(), draw(1, *lead[1], 9)
+    tau, weight = midpoints(7, dtype=torch.float64), torch.rand(2, 7, dtype=torch.float64)
+    how = dict(kappa=0.3, divide_by_kappa=True)
+    found = quantile_huber_terms(quantiles, target, tau, weight, **how)
+    expected = quantile_huber_each(quantiles, target, tau, **how) @ weight.T / 7
+    assert_close(found, expected, atol=1e-12, rtol=0)
+    upstream = draw(2, *found.shape)
+    gradients = (torch.autograd.grad(x, quantiles, upstream)[0] for x in (found, expected))
+    assert_close(*gradients, atol=1e-12, rtol=0)
+
+
+def test_weights_are_one_for_each_quantile():
+    with pytest.raises(ValueError, match="give one for each"):
+        quantile_huber_terms(
+            draw(0, 2, 4), draw(1, 2, 4), midpoints(4), torch.ones(1, 3), kappa=1.0, divide_by_kappa=True
+        )
+
+
+def test_a_quantile_that_is_no_number_spoils_its_own_loss_alone():
+    quantiles, target = draw(0, 3, 40).sort(-1).values, draw(1, 3, 50)
+    how = dict(tau_M=midpoints(40, dtype=torch.float64), kappa=0.3, divide_by_kappa=True)
+    expected = quantile_huber_each(quantiles, target, **how)
+    quantiles[1, 20], expected[1, 20] = float("nan"), float("nan")
+    assert_close(quantile_huber_each(quantiles, target, **how), expected, equal_nan=True)
 
 
 def test_level_one_never_moves_down():

@@ -17,6 +17,8 @@ from noisyrl.ops.risk import (
     shape_loss,
     shift_loss,
     tail_weights,
+    tails,
+    with_consistency_loss,
 )
 
 pytestmark = pytest.mark.usefixtures("kernels_or_tensors")
@@ -43,6 +45,43 @@ TERMS = {
     "bell": lambda x, y, **kw: curvature_loss(x, mode="bell", lower_mass=0.3, upper_mass=0.2, **kw),
 }
 each_term = pytest.mark.parametrize("term", TERMS.values(), ids=TERMS.keys())
+
+
+@pytest.mark.parametrize("masses", [(0.3, 0.2), (0.0, 0.5), (1.0, 0.05)])
+def test_tails_are_moments_of_the_atoms_they_hold(masses):
+    x = draw(0, 4, 3, 20)
+    sorted_x = x.sort(dim=-1).values
+    for tail, mass, upper in zip(tails(x, *masses), masses, (False, True), strict=True):
+        if mass == 0:
+            assert all(bool((part == 0).all()) for part in tail)
+            continue
+        weight = tail_weights(20, mass, upper=upper, dtype=torch.float64)
+        mean = (weight * sorted_x).sum(dim=-1)
+        assert_close(tail.mean, mean)
+        assert_close(tail.variance, (weight * (sorted_x - mean[..., None]).square()).sum(dim=-1))
+        places = min(max(2, round(mass * 20)), 19) - 1
+        bends = sorted_x.diff(n=2, dim=-1)
+        assert_close(tail.bend, (bends[..., -places:] if upper else bends[..., :places]).mean(dim=-1))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 12])
+def test_tails_have_the_gradient_of_their_definition(count):
+    x = draw(0, 5, count).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: [part for tail in tails(x, 0.35, 0.2) for part in tail], x)
+
+
+def test_consistency_adds_its_gradient_to_that_of_what_follows():
+    x = draw(0, 4, 3, 5).requires_grad_()
+
+    def of_both(x):
+        same, loss = with_consistency_loss(x)
+        assert torch.equal(same, x)
+        return (same**3).sum() + (loss * torch.arange(4)).sum()
+
+    found, expected = of_both(x), (x**3).sum() + (consistency_loss(x) * torch.arange(4)).sum()
+    assert_close(found, expected)
+    assert_close(torch.autograd.grad(found, x), torch.autograd.grad(expected, x))
+    assert torch.autograd.gradcheck(of_both, x)
 
 
 def test_tail_weights():

@@ -100,8 +100,11 @@ class _Spread(torch.autograd.Function):
     def forward(ctx: Any, raw: Tensor) -> tuple[Tensor, Tensor]:
         raw_RHO = raw.reshape(-1, *raw.shape[-2:])
         width_RH = softplus(raw_RHO[:, :, 1])
-        gap_RHG = raw_RHO[:, :, 2:].softmax(dim=-1)
         rows, heads, count = len(raw_RHO), raw_RHO.shape[1], raw_RHO.shape[2] - 1
+        # Not `softmax`, which first copies what is not contiguous, and divides in a pass of its own.
+        gap_RHG = raw_RHO.new_empty(rows, heads, count - 1)
+        each_row(kernels.below_largest, rows, raw_RHO, gap_RHG)
+        gap_RHG.exp_()
         out_RHM, average_RM = gap_RHG.new_empty(rows, heads, count), gap_RHG.new_empty(rows, count)
         each_row(kernels.spread, rows, raw_RHO[:, :, 0], width_RH, gap_RHG, out_RHM, average_RM)
         ctx.save_for_backward(raw_RHO[:, :, 1], width_RH, gap_RHG)

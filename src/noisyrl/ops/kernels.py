@@ -206,11 +206,7 @@ def mixture_target(  # noqa: PLR0913
     lam: float,
     out_BTM: Floats,
 ) -> None:
-    """`advantages.mixture_target`; what lies outside the mask is left as it is.
-
-    Atoms of two laws, each of the next quantiles 1 - lam of a bin long and each of the next target lam, are laid end to
-    end in order. They fill M bins, whose averages are the new target.
-    """
+    """`advantages.mixture_target`; what lies outside the mask is left as it is."""
     length, count = quantiles_BTM.shape[1:]
     first_M, second_M = np.empty(count), np.empty(count)
     target_M = np.empty(count)
@@ -220,19 +216,7 @@ def mixture_target(  # noqa: PLR0913
         for t in range(length - 1, -1, -1):
             if not mask_BT[row, t]:
                 continue
-            i = j = 0
-            atom = size = 0.0  # of the atom at hand, what is left of it
-            for m in range(count):
-                space, total = 1.0, 0.0
-                while size < space and i + j < 2 * count:
-                    total += size * atom
-                    space -= size
-                    if j == count or (i < count and first_M[i] <= second_M[j]):
-                        atom, size, i = first_M[i], 1.0 - lam, i + 1
-                    else:
-                        atom, size, j = second_M[j], lam, j + 1
-                target_M[m] = total + space * atom
-                size -= space
+            _mix(first_M, second_M, lam, target_M)
             least = -np.inf
             for m in range(count):
                 atom = reward_BT[row, t] + gamma * target_M[m]
@@ -247,6 +231,38 @@ def mixture_target(  # noqa: PLR0913
                 first_M = np.sort(first_M)
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def _mix(first_M: Floats, second_M: Floats, lam: float, out_M: Floats) -> None:
+    """Averages over M bins of the atoms of two laws laid end to end in order: 1 - lam of a bin long, and lam."""
+    count = len(out_M)
+    i = j = 0
+    atom = size = 0.0  # of the atom at hand, what is left of it
+    for m in range(count):
+        space, total = 1.0, 0.0
+        while size < space and i + j < 2 * count:
+            total += size * atom
+            space -= size
+            if j == count or (i < count and first_M[i] <= second_M[j]):
+                atom, size, i = first_M[i], 1.0 - lam, i + 1
+            else:
+                atom, size, j = second_M[j], lam, j + 1
+        out_M[m] = total + space * atom
+        size -= space
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def below_largest(begin: int, end: int, raw_RHO: Floats, out_RHG: Floats) -> None:
+    """The logits of the gaps, which follow two other numbers, less the largest of them."""
+    for row in range(begin, end):
+        for h in range(raw_RHO.shape[1]):
+            logit_G = raw_RHO[row, h, 2:]
+            largest = raw_RHO.dtype.type(-np.inf)
+            for m in range(len(logit_G)):
+                largest = logit_G[m] if logit_G[m] > largest else largest
+            for m in range(len(logit_G)):
+                out_RHG[row, h, m] = logit_G[m] - largest
+
+
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
 def spread(  # noqa: PLR0913
     begin: int,
@@ -257,7 +273,10 @@ def spread(  # noqa: PLR0913
     out_RHM: Floats,
     average_RM: Floats,
 ) -> None:
-    """Quantiles in order, mean + width * (c - average of c), c = 0 and the running sums of the gaps; their average."""
+    """Quantiles in order, mean + width * (c - average of c), c = 0 and the running sums of the gaps; their average.
+
+    Gaps may have any sum: of the softmax, only the division is left to do.
+    """
     heads, count = out_RHM.shape[1:]
     part = out_RHM.dtype.type(1 / heads)
     c_M = np.zeros(count)
@@ -265,7 +284,7 @@ def spread(  # noqa: PLR0913
         average_RM[row] = 0.0
         for h in range(heads):
             _running_sums(gap_RHG[row, h], c_M[1:])
-            width = width_RH[row, h]
+            width = width_RH[row, h] / c_M[-1] if count > 1 else 0.0
             low = mean_RH[row, h] - width * c_M.sum() / count
             for m in range(count):
                 out_RHM[row, h, m] = low + width * c_M[m]
@@ -285,11 +304,14 @@ def spread_back(  # noqa: PLR0913
 ) -> None:
     """Gradient of `spread` by mean and width, and by the logits of which the gaps are the softmax: [R, H, 2 + G]."""
     heads, count = grad_RHM.shape[1:]
-    grad_M, c_G, fall_G = np.empty(count), np.empty(count - 1), np.empty(count - 1)
+    grad_M, gap_G, c_G, fall_G = np.empty(count), np.empty(count - 1), np.empty(count - 1), np.empty(count - 1)
     for row in range(begin, end):
         for h in range(heads):
-            gap_G = gap_RHG[row, h]
-            share = 0.0
+            total = share = 0.0
+            for m in range(count - 1):
+                total += gap_RHG[row, h, m]
+            for m in range(count - 1):
+                gap_G[m] = gap_RHG[row, h, m] / total
             for m in range(count):
                 grad_M[m] = grad_RHM[row, h, m] + grad_RM[row, m] / heads
                 share += grad_M[m]
