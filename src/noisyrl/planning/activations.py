@@ -140,7 +140,7 @@ def _losses(algo: Algorithm, head: Any, hidden: int, tokens: int) -> tuple[float
     reference = _scores(shape, torch.zeros(*shape, hidden), head.candidates)
     scores = _scores(shape, hidden_BTD, head.candidates)
     with torch.no_grad():
-        value = head(hidden_BTD, Sight(rollout, scores, reference))
+        value = head(hidden_BTD, Sight(rollout, scores, reference)).kept(rollout.mask_BT)
         reward_B = (torch.arange(_ROWS) % 2).float()
         shown = reference if algo.needs_reference else None
         batch = Batch(rollout=rollout, reward_B=reward_B, logp_BT=rollout.logp_BT, reference=shown, value=value)
