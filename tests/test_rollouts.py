@@ -116,6 +116,11 @@ def test_damage_and_other_data_are_named(tmp_path):
     write(path, unannotated(made_up_rollout(), torch.zeros(16), ["scored"] * 16, 0))
     with pytest.raises(InputError, match="holds prompts that the run's data lacks, p0 first"):
         read(path, {})
+    with np.load(path) as file:
+        of_another_version = {**file, "value.quantiles_BTHM": np.zeros(3)}
+    np.savez(tmp_path / "b.npz", **of_another_version)
+    with pytest.raises(InputError, match=r"b.npz cannot be read .*quantiles_BTHM.*: delete it"):
+        read(tmp_path / "b.npz", NAMED)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(InputError, match=r"a.npz cannot be read .*: delete it"):
         read(path, NAMED)

@@ -157,14 +157,12 @@ class Critic(nn.Module):
 
     def forward(self, rollout: Rollout, scores: Scores | None, reference: Scores | None) -> Value:
         """Values before each response token. scores: the policy's, read where `reads_policy`."""
+        sight = Sight(rollout, scores, reference)
         if self.backbone is not None:
-            where = layout(rollout)
-            hidden_BTD = scatter(at_least_single(hidden_states(self.backbone, where)), where, rollout.mask_BT.shape)
-        elif scores is not None:
-            hidden_BTD = scores.hidden_BTD
-        else:  # a head without weights
-            hidden_BTD = rollout.logp_BT.new_zeros(*rollout.mask_BT.shape, 0)
-        return self.head(hidden_BTD, Sight(rollout, scores, reference))
+            return self.head.of_tokens(at_least_single(hidden_states(self.backbone, layout(rollout))), sight)
+        if scores is not None:
+            return self.head(scores.hidden_BTD, sight)
+        return self.head(rollout.logp_BT.new_zeros(*rollout.mask_BT.shape, 0), sight)  # a head without weights
 
 
 class Agent(nn.Module):

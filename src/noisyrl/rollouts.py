@@ -104,13 +104,13 @@ def read(path: Path, prompts: Mapping[str, Prompt]) -> Stored:
             arrays = dict(file)
         about = json.loads(arrays["about"].tobytes())
         turns = json.loads(arrays["turns"].tobytes())
-        kind = {cls.__name__: cls for cls in _kinds(Value)}[about["value"]]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        tensors = {name: torch.from_numpy(x) for name, x in arrays.items() if x.dtype.kind in "fib"}
+        value = {cls.__name__: cls for cls in _kinds(Value)}[about["value"]](**_under("value", tensors))
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read ({error}): delete it") from error
     uids = arrays["uid"].tolist()
     if unknown := [uid for uid in uids if uid not in prompts]:
         raise InputError(f"{path} holds prompts that the run's data lacks, {unknown[0]} first: the data was changed")
-    tensors = {name: torch.from_numpy(x) for name, x in arrays.items() if x.dtype.kind in "fib"}
     rollout = Rollout(
         prompts=[prompts[uid] for uid in uids],
         turns=[tuple(texts) for texts in turns],
@@ -123,7 +123,7 @@ def read(path: Path, prompts: Mapping[str, Prompt]) -> Stored:
             statuses=arrays["status"].tolist(),
             logp_BT=tensors["evidence.logp_BT"],
             reference=Scores(**reference) if (reference := _under("reference", tensors)) else None,
-            value=kind(**_under("value", tensors)),
+            value=value,
         ),
         stream=about["stream"],
         memory=about["memory"],

@@ -105,6 +105,11 @@ def test_interval_weight_has_three_readings_and_zero_removes_risk_shaping_in_eac
         assert_close(critic_terms(off, batch, loop).total_BT, plain)
 
 
+def test_a_tail_holds_at_most_half_of_the_mass():
+    with pytest.raises(ValueError, match=r"interval_weight=0.6.*at most 0.5"):
+        replace(built("algo", "algo=dvpo"), interval_weight=0.6, interval_weight_role="tail")
+
+
 @pytest.mark.parametrize("law", ["comonotone", "mixture", "mc"])
 def test_target_laws_have_the_mean_of_the_scalar_return(law):
     algo = built("algo", "algo=dvpo", f"algo.target_law={law}", "algo.lam_critic=0.9")

@@ -30,7 +30,7 @@ from noisyrl.ops import risk
 from noisyrl.ops.advantages import distributional_gae, gae, mixture_target
 from noisyrl.ops.masked import keep, place, select
 from noisyrl.ops.quantiles import midpoints, quantile_huber_terms
-from noisyrl.spec import NonNegative, spec
+from noisyrl.spec import InputError, NonNegative, spec
 from noisyrl.types import Batch, Credit, DistributionValue, Loss, QuantileValue, Value
 
 Tail = Annotated[float, Field(ge=0, le=0.5)]
@@ -89,6 +89,14 @@ class DVPO(PPO):
     """Curvature per squared level (M^2 times the second difference), so that it does not fade with M."""
     shift_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of the running means that the shift compares; 0 = this batch alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if max(self.tails) > 0.5:
+            raise InputError(
+                f"algo.interval_weight={self.interval_weight}: with algo.interval_weight_role=tail"
+                " it is the mass of both tails, so set at most 0.5"
+            )
 
     @torch.no_grad()
     def credit(self, batch: Batch) -> Credit:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from noisyrl.ops.masked import place
 from noisyrl.spec import Natural, Positive, spec
 from noisyrl.types import Rollout, Scores, Value
 
@@ -43,6 +44,10 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, hidden_BTD: Tensor, sight: Sight | None = None) -> Value:
         """Values before each response token. hidden_BTD [B, T, D]; what lies outside the mask is never read."""
+
+    def of_tokens(self, hidden_ND: Tensor, sight: Sight) -> Value:
+        """The same from the states of the N policy tokens alone, row by row."""
+        return self(place(hidden_ND, sight.rollout.mask_BT), sight)
 
 
 @spec

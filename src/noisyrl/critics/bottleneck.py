@@ -75,7 +75,12 @@ class _Bottleneck(Head):
     def forward(self, hidden_BTD: Tensor, sight: Sight | None = None) -> BottleneckValue:
         """Without `sight` there is no mask, no noise, and nothing for the LM head to judge."""
         mask_BT = policy_tokens(hidden_BTD, sight)
-        hidden_ND = hidden_BTD[mask_BT]
+        return self._of_tokens(hidden_BTD[mask_BT], mask_BT, sight)
+
+    def of_tokens(self, hidden_ND: Tensor, sight: Sight) -> BottleneckValue:
+        return self._of_tokens(hidden_ND, sight.rollout.mask_BT, sight)
+
+    def _of_tokens(self, hidden_ND: Tensor, mask_BT: Tensor, sight: Sight | None) -> BottleneckValue:
         found = self._estimates(hidden_ND, sight) | self._reading(hidden_ND, sight)
         return BottleneckValue(**{f"{name}_BT": place(x_N, mask_BT) for name, x_N in found.items()})
 

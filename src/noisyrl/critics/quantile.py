@@ -70,7 +70,13 @@ class _Quantiles(Head):
 
     def forward(self, hidden_BTD: Tensor, sight: Sight | None = None) -> QuantileValue:
         mask_BT = policy_tokens(hidden_BTD, sight)
-        quantiles_NHM, ensemble_NM = self.stack(select(hidden_BTD, mask_BT)), None
+        return self._value(select(hidden_BTD, mask_BT), mask_BT)
+
+    def of_tokens(self, hidden_ND: Tensor, sight: Sight) -> QuantileValue:
+        return self._value(hidden_ND, sight.rollout.mask_BT)
+
+    def _value(self, hidden_ND: Tensor, mask_BT: Tensor) -> QuantileValue:
+        quantiles_NHM, ensemble_NM = self.stack(hidden_ND), None
         if self.monotone:
             quantiles_NHM, ensemble_NM = spread(quantiles_NHM)
         if self.median:
@@ -99,7 +105,8 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, raw: Tensor) -> tuple[Tensor, Tensor]:
         raw_RHO = raw.reshape(-1, *raw.shape[-2:])
-        width_RH = softplus(raw_RHO[:, :, 1])
+        before_RH = raw_RHO[:, :, 1].contiguous()
+        width_RH = softplus(before_RH)
         rows, heads, count = len(raw_RHO), raw_RHO.shape[1], raw_RHO.shape[2] - 1
         # Not `softmax`, which first copies what is not contiguous, and divides in a pass of its own.
         gap_RHG = raw_RHO.new_empty(rows, heads, count - 1)
@@ -107,7 +114,7 @@ class _Spread(torch.autograd.Function):
         gap_RHG.exp_()
         out_RHM, average_RM = gap_RHG.new_empty(rows, heads, count), gap_RHG.new_empty(rows, count)
         each_row(kernels.spread, rows, raw_RHO[:, :, 0], width_RH, gap_RHG, out_RHM, average_RM)
-        ctx.save_for_backward(raw_RHO[:, :, 1], width_RH, gap_RHG)
+        ctx.save_for_backward(before_RH, width_RH, gap_RHG)
         lead = raw.shape[:-2]
         return out_RHM.view(*lead, heads, count), average_RM.view(*lead, count)
 

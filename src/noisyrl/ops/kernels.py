@@ -98,6 +98,7 @@ def _huber_of_row(  # noqa: PLR0913
     loss_Q: Floats,
     slope_Q: Floats,
 ) -> None:
+    """Quantiles that are mostly in order are taken as they come, others in ascending order."""
     y_P, sum_N, square_N, found_CQ = space
     atoms = len(y_K)
     middle = atoms // 2
