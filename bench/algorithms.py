@@ -31,6 +31,8 @@ ATOMS = {"dvpo": (50, 100, 200, 500)}
 BARS = {"dvpo": 1.15, "dvpo_light": 1.05}
 WATCHED = {*BARS, "grpo"}
 
+# Over its first steps a process still asks the kernel for memory, most where tensors are largest; a run has sixty.
+_WARMUPS = 3
 # CPU seconds that a turn should take at least.
 _SHORTEST_S = 0.05
 
@@ -57,7 +59,7 @@ def _loop(folder: Path, algo: str, quick: bool, *overrides: str) -> Loop:
 def _steps(part: frame.Part, folder: Path, quick: bool, label: str = "", algos: tuple[str, ...] = STEPS) -> None:
     names = QUICK if quick else algos
     sides: dict[str, Callable[[], float]] = {name: partial(stage.step, _loop(folder, name, quick)) for name in names}
-    found = frame.alternate(f"{label}full step", sides, 3 if quick else 5)
+    found = frame.alternate(f"{label}full step", sides, 3 if quick else 7, warmups=1 if quick else _WARMUPS)
     part.add(list(found.values()))
     for base in ("ppo",) if quick else ("ppo", "grpo"):
         for name in [name for name in names if name != base]:
