@@ -91,17 +91,17 @@ def tails(quantiles_M: Tensor, lower_mass: float, upper_mass: float, *, is_sorte
     sorted_M = quantiles_M if is_sorted else ascending(quantiles_M)
     count = sorted_M.shape[-1]
     masses = lower_mass, upper_mass
-    weights = _weights(count, lower_mass, False), _weights(count, upper_mass, True)
+    weights = (torch.tensor(_weights(count, mass, side), dtype=torch.float64) for side, mass in enumerate(masses))
     spans = (min(max(2, round(mass * count)), count - 1) if mass and count > 2 else 0 for mass in masses)
     found_23 = _Tails.apply(sorted_M, *weights, *spans)
     return Tails(*(Tail(*side_3.unbind(dim=-1)) for side_3 in found_23.unbind(dim=-2)))
 
 
 @cache
-def _weights(count: int, mass: float, upper: bool) -> Tensor:
-    """`tail_weights` above 0, [A] float64."""
-    weight_M = tail_weights(count, mass, upper=upper, dtype=torch.float64) if mass else torch.zeros(0)
-    return weight_M[weight_M > 0].double()
+def _weights(count: int, mass: float, upper: int) -> list[float]:
+    """`tail_weights` above 0; numbers, since a tensor kept from one call may be of a kind that another cannot take."""
+    weight_M = tail_weights(count, mass, upper=bool(upper), dtype=torch.float64) if mass else torch.zeros(0)
+    return weight_M[weight_M > 0].tolist()
 
 
 def tail_error(found: Tail, goal: Tail) -> Tensor:
