@@ -167,7 +167,7 @@ def test_micro_batches_are_as_wide_as_their_longest_response():
     loop = loop_for(algo, micro_rows=2)
     agent = loop.collector.accelerator.unwrap_model(loop.collector.agent)
     seen = []
-    agent.critic.head.register_forward_pre_hook(lambda head, given: seen.append(given[0].shape[:2]))
+    agent.critic.register_forward_pre_hook(lambda critic, given: seen.append(given[0].mask_BT.shape))
     batch = batch_for(loop, rollout)
     loop._update(batch, algo.credit(batch), torch.arange(16), {}, critic_only=False)
     last_B = torch.where(batch.mask_BT, torch.arange(batch.mask_BT.shape[1]), -1).amax(dim=1) + 1
