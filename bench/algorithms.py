@@ -28,8 +28,8 @@ STEPS = (*QUICK, "vrpo", "robust_bellman")
 CRITICS = ("ppo", "robust_bellman", "dvpo", "dvpo_light")
 ATOMS = {"dvpo": (50, 100, 200, 500)}
 # The most a step may cost beside one of PPO.
-BARS = {"dvpo": 1.15, "dvpo_light": 1.05}
-WATCHED = {*BARS, "grpo"}
+BARS = {("dvpo", "ppo"): 1.15, ("dvpo_light", "ppo"): 1.05}
+WATCHED = {*BARS, ("grpo", "ppo")}
 
 # Over its first steps a process still asks the kernel for memory, most where tensors are largest; a run has sixty.
 _WARMUPS = 3
@@ -63,8 +63,8 @@ def _steps(part: frame.Part, folder: Path, quick: bool, label: str = "", algos: 
     part.add(list(found.values()))
     for base in ("ppo",) if quick else ("ppo", "grpo"):
         for name in [name for name in names if name != base]:
-            watched, bar = base == "ppo" and name in WATCHED, BARS.get(name) if base == "ppo" else None
-            values = frame.ratios(found[name], found[base])
+            values, pair = frame.ratios(found[name], found[base]), (name, base)
+            watched, bar = pair in WATCHED, BARS.get(pair)
             part.compare(f"{label}step, {name} / {base}", values, "lower", bar=bar, watched=watched)
 
 
@@ -82,7 +82,7 @@ def _losses(part: frame.Part, folder: Path, quick: bool) -> None:
     base = found.pop("ppo")
     for label, side in found.items():
         values = [a / b for a, b in zip(base.rates(), side.rates(), strict=True)]
-        part.compare(f"critic head and loss, {label} / ppo", values, "lower", watched=quick and label in BARS)
+        part.compare(f"critic head and loss, {label} / ppo", values, "lower", watched=quick and (label, "ppo") in BARS)
 
 
 class CriticAlone:

@@ -46,7 +46,7 @@ def one_thread() -> Iterator[None]:
 
 
 def takes_kernels(*tensors: Tensor) -> bool:
-    """Whether compiled loops (`ops.kernels`) can work on them: on a processor, in a type that numpy has."""
+    """Whether compiled loops (`kernels.py` files) can work on them: on a processor, in a type that numpy has."""
     return all(x.is_cpu and x.dtype in (torch.float32, torch.float64) for x in tensors)
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, softplus
 
+from noisyrl.critics import kernels
 from noisyrl.critics.base import CriticSpec, Head, Sight, policy_tokens
 from noisyrl.critics.heads import HeadStack
-from noisyrl.ops import kernels
 from noisyrl.ops.masked import place, select
 from noisyrl.ops.quantiles import midpoints
 from noisyrl.processor import each_row, takes_kernels

@@ -15,27 +15,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def quantile_huber(  # noqa: PLR0913 - a kernel takes arrays one by one
-    begin: int,
-    end: int,
-    x_RQ: Floats,
-    y_RK: Floats,
-    tau_Q: Floats,
-    kappa: float,
-    far: float,
-    near: float,
-    loss_RQ: Floats,
-    slope_RQ: Floats,
-) -> None:
-    """Mean loss over the sorted atoms y, and its derivative by the quantile x, as `quantiles._loss_and_slope`."""
-    space = _space(x_RQ.shape[1], y_RK.shape[1])
-    for row in range(begin, end):
-        _huber_of_row(x_RQ[row], y_RK[row], tau_Q, kappa, far, near, space, loss_RQ[row], slope_RQ[row])
-
-
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
-def quantile_huber_terms(  # noqa: PLR0913
+def quantile_huber(  # noqa: PLR0913 - a kernel takes arrays one by one
     begin: int,
     end: int,
     x_RQ: Floats,
@@ -48,7 +29,10 @@ def quantile_huber_terms(  # noqa: PLR0913
     loss_RST: Floats,
     slope_RQ: Floats,
 ) -> None:
-    """The same, of the losses only their weighted means over each of the S stretches of M quantiles."""
+    """Weighted means over each of S stretches of M quantiles x of their mean losses over the sorted atoms y.
+
+    And the derivative of each quantile's loss by the quantile, as `quantiles._loss_and_slope`.
+    """
     terms, count = weight_TM.shape
     space = _space(x_RQ.shape[1], y_RK.shape[1])
     loss_Q = np.empty(x_RQ.shape[1])
@@ -63,7 +47,7 @@ def quantile_huber_terms(  # noqa: PLR0913
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def quantile_huber_terms_back(
+def quantile_huber_back(
     begin: int, end: int, grad_RST: Floats, weight_TM: Floats, slope_RQ: Floats, out_RQ: Floats
 ) -> None:
     """Gradient by the quantiles from that by the weighted means."""
@@ -83,7 +67,7 @@ def quantile_huber_terms_back(
 @njit(cache=True, nogil=True, error_model="numpy")
 def _space(quantiles: int, atoms: int) -> tuple[Floats, Floats, Floats, Floats]:
     """What `_huber_of_row` writes to: the atoms, their prefix sums, and what each quantile needs of them."""
-    return np.empty(atoms + 2), np.zeros(atoms + 1), np.zeros(atoms + 1), np.empty((9, quantiles))
+    return np.empty(atoms + 1), np.zeros(atoms + 1), np.zeros(atoms + 1), np.empty((9, quantiles))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -104,7 +88,7 @@ def _huber_of_row(  # noqa: PLR0913
     middle = atoms // 2
     for k in range(atoms):
         y_P[k] = np.float64(y_K[k]) - np.float64(y_K[middle])
-    y_P[atoms:] = np.nan  # which stops every search
+    y_P[atoms] = np.nan  # which stops every search
     # Counted from the middle, so that an outlier stays at its end.
     for k in range(middle, atoms):
         sum_N[k + 1], square_N[k + 1] = sum_N[k] + y_P[k], square_N[k] + y_P[k] * y_P[k]
@@ -249,103 +233,6 @@ def _mix(first_M: Floats, second_M: Floats, lam: float, out_M: Floats) -> None:
                 atom, size, j = second_M[j], lam, j + 1
         out_M[m] = total + space * atom
         size -= space
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def below_largest(begin: int, end: int, raw_RHO: Floats, out_RHG: Floats) -> None:
-    """The logits of the gaps, which follow two other numbers, less the largest of them."""
-    for row in range(begin, end):
-        for h in range(raw_RHO.shape[1]):
-            logit_G = raw_RHO[row, h, 2:]
-            largest = raw_RHO.dtype.type(-np.inf)
-            for m in range(len(logit_G)):
-                largest = logit_G[m] if logit_G[m] > largest else largest
-            for m in range(len(logit_G)):
-                out_RHG[row, h, m] = logit_G[m] - largest
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
-def spread(  # noqa: PLR0913
-    begin: int,
-    end: int,
-    mean_RH: Floats,
-    width_RH: Floats,
-    gap_RHG: Floats,
-    out_RHM: Floats,
-    average_RM: Floats,
-) -> None:
-    """Quantiles in order, mean + width * (c - average of c), c = 0 and the running sums of the gaps; their average.
-
-    Gaps may have any sum: of the softmax, only the division is left to do.
-    """
-    heads, count = out_RHM.shape[1:]
-    part = out_RHM.dtype.type(1 / heads)
-    c_M = np.zeros(count)
-    for row in range(begin, end):
-        average_RM[row] = 0.0
-        for h in range(heads):
-            _running_sums(gap_RHG[row, h], c_M[1:])
-            width = width_RH[row, h] / c_M[-1] if count > 1 else 0.0
-            low = mean_RH[row, h] - width * c_M.sum() / count
-            for m in range(count):
-                out_RHM[row, h, m] = low + width * c_M[m]
-            for m in range(count):
-                average_RM[row, m] += part * out_RHM[row, h, m]
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
-def spread_back(  # noqa: PLR0913
-    begin: int,
-    end: int,
-    grad_RHM: Floats,
-    grad_RM: Floats,
-    width_RH: Floats,
-    gap_RHG: Floats,
-    out_RHO: Floats,
-) -> None:
-    """Gradient of `spread` by mean and width, and by the logits of which the gaps are the softmax: [R, H, 2 + G]."""
-    heads, count = grad_RHM.shape[1:]
-    grad_M, gap_G, c_G, fall_G = np.empty(count), np.empty(count - 1), np.empty(count - 1), np.empty(count - 1)
-    for row in range(begin, end):
-        for h in range(heads):
-            total = share = 0.0
-            for m in range(count - 1):
-                total += gap_RHG[row, h, m]
-            for m in range(count - 1):
-                gap_G[m] = gap_RHG[row, h, m] / total
-            for m in range(count):
-                grad_M[m] = grad_RHM[row, h, m] + grad_RM[row, m] / heads
-                share += grad_M[m]
-            share /= count
-            for m in range(count):
-                grad_M[m] -= share
-            # A gap lifts the quantiles above it by `width` and, with their average, lowers all of them: the sum over
-            # those above of the gradient less its average, which is minus that over those below.
-            _running_sums(gap_G, c_G)
-            _running_sums(grad_M[:-1], fall_G)
-            widen = own = 0.0
-            for m in range(count - 1):
-                widen += grad_M[m + 1] * c_G[m]
-                own += fall_G[m] * gap_G[m]
-            out_RHO[row, h, 0], out_RHO[row, h, 1] = share * count, widen
-            for m in range(count - 1):
-                out_RHO[row, h, 2 + m] = width_RH[row, h] * gap_G[m] * (own - fall_G[m])
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _running_sums(x_G: Floats, out_G: Floats) -> None:
-    """Four at a time, since each addition waits for the one before it. Of numbers of one sign they never fall."""
-    c = 0.0
-    whole = len(x_G) // 4 * 4
-    for m in range(0, whole, 4):
-        one = np.float64(x_G[m])
-        two = one + x_G[m + 1]
-        four = two + (np.float64(x_G[m + 2]) + x_G[m + 3])
-        out_G[m], out_G[m + 1], out_G[m + 2], out_G[m + 3] = c + one, c + two, c + (two + x_G[m + 2]), c + four
-        c += four
-    for m in range(whole, len(x_G)):
-        c += x_G[m]
-        out_G[m] = c
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -84,7 +84,8 @@ def quantile_huber_each(
     ValueError: a kappa without meaning, no atoms, levels that do not match, leading axes that do not broadcast.
     """
     rows = _Rows.of(quantiles_M, target_K, tau_M, kappa, divide_by_kappa)
-    return rows.back(_Each.apply(*rows[:3], kappa, divide_by_kappa), len(tau_M))
+    alone_11 = quantiles_M.new_ones(1, 1)  # each quantile is a stretch of its own
+    return rows.back(_Terms.apply(*rows[:3], alone_11, kappa, divide_by_kappa), len(tau_M))
 
 
 class _Rows(NamedTuple):
@@ -126,33 +127,11 @@ class _Rows(NamedTuple):
         return moved_X.permute(*sorted(range(len(self.order)), key=self.order.__getitem__), len(self.order))
 
 
-class _Each(torch.autograd.Function):
-    """Loss [R, Q] of quantiles [R, Q] against target [R, K]; forward finds the slope too, backward only multiplies."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, quantiles_RQ: Tensor, target_RK: Tensor, tau_Q: Tensor, kappa: float, divide_by_kappa: bool
-    ) -> Tensor:
-        arguments = quantiles_RQ, target_RK, tau_Q, *_zones(kappa, divide_by_kappa)
-        if takes_kernels(quantiles_RQ, target_RK):
-            from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
-
-            loss_RQ, slope_RQ = torch.empty_like(quantiles_RQ), torch.empty_like(quantiles_RQ)
-            each_row(kernels.quantile_huber, len(quantiles_RQ), *arguments, loss_RQ, slope_RQ)
-        else:
-            loss_RQ, slope_RQ = _in_blocks(*arguments)
-        ctx.save_for_backward(slope_RQ)
-        return loss_RQ
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_RQ: Tensor) -> tuple[Tensor | None, ...]:
-        (slope_RQ,) = ctx.saved_tensors
-        return grad_RQ * slope_RQ, None, None, None, None
-
-
 class _Terms(torch.autograd.Function):
-    """Weighted means [R, S, T] of these losses."""
+    """Weighted means [R, S, T], over stretches of M, of the losses of quantiles [R, S M] against target [R, K].
+
+    Forward finds the slope of each loss too; backward only multiplies.
+    """
 
     @staticmethod
     def forward(  # noqa: PLR0913
@@ -168,11 +147,11 @@ class _Terms(torch.autograd.Function):
         (terms, count), rows = weight_TM.shape, len(quantiles_RQ)
         stretches = len(tau_Q) // count
         if takes_kernels(quantiles_RQ, target_RK):
-            from noisyrl.ops import kernels
+            from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
 
             slope_RQ = torch.empty_like(quantiles_RQ)
             loss_RST = quantiles_RQ.new_empty(rows, stretches, terms)
-            each_row(kernels.quantile_huber_terms, rows, *arguments, weight_TM, loss_RST, slope_RQ)
+            each_row(kernels.quantile_huber, rows, *arguments, weight_TM, loss_RST, slope_RQ)
         else:
             loss_RQ, slope_RQ = _in_blocks(*arguments)
             loss_RST = loss_RQ.view(rows, stretches, count) @ weight_TM.T / count
@@ -188,7 +167,7 @@ class _Terms(torch.autograd.Function):
 
             out_RQ = torch.empty_like(slope_RQ)
             arrays = grad_RST.contiguous(), weight_TM, slope_RQ, out_RQ
-            each_row(kernels.quantile_huber_terms_back, len(out_RQ), *arrays)
+            each_row(kernels.quantile_huber_back, len(out_RQ), *arrays)
         else:
             out_RQ = slope_RQ * (grad_RST @ weight_TM / weight_TM.shape[1]).flatten(1)
         return out_RQ, None, None, None, None, None
