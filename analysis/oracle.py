@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from analysis.critics import composed, critic_loop, sample
+from noisyrl.critics.values import DistributionValue
 from noisyrl.experience import Grades
 from noisyrl.experiment import Experiment
 from noisyrl.models.base import LanguageModel
@@ -29,7 +30,7 @@ from noisyrl.spec import InputError
 from noisyrl.tasks.oracle import Oracle
 from noisyrl.tasks.oracle_truth import Truth, evaluate, observed, optimise, truths, wasserstein
 from noisyrl.trainer import Loop
-from noisyrl.types import DistributionValue, Value, concat
+from noisyrl.types import Value, concat
 
 _RHO = (0.0, 0.05, 0.1, 0.2, 0.5)
 

@@ -1,5 +1,6 @@
 """Freed memory stays with the process: its pages are not cleared again. Threads change no bit."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -53,6 +54,36 @@ def test_rows_are_shared_out_over_threads_bit_for_bit():
             assert all(map(torch.equal, alone, found()))
     finally:
         torch.set_num_threads(threads)
+
+
+COMPILES = """
+import sys, time, torch
+from numba.core.caching import IndexDataCacheFile
+from noisyrl.ops.risk import ascending
+def after(seconds, write):
+    def late(*args):
+        time.sleep(seconds)
+        write(*args)
+    return late
+of_list, of_code = float(sys.argv[1]), float(sys.argv[2])
+IndexDataCacheFile._save_index = after(of_list, IndexDataCacheFile._save_index)
+IndexDataCacheFile._save_data = after(of_code, IndexDataCacheFile._save_data)
+for dtype in sys.argv[3:]:
+    ascending(torch.rand(3, 4, dtype=getattr(torch, dtype)))
+"""
+
+
+def test_processes_that_compile_at_once_leave_a_cache_that_works(tmp_path):
+    """Left to itself, numba gives both codes one name: listed as that of float64, written last by float32."""
+
+    def start(*words):
+        env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        return subprocess.Popen([sys.executable, "-c", COMPILES, *words], env=env)
+
+    both = [start("0.6", "1.2", "float32"), start("1.2", "0", "float64")]
+    assert [side.wait() for side in both] == [0, 0]
+    assert start("0", "0", "float64", "float32").wait() == 0
+    assert len(list(tmp_path.rglob("kernels.falls*.nbc"))) == 2
 
 
 def test_kernels_take_what_numpy_can_hold():

@@ -1,5 +1,7 @@
 """The shorter way through a known transformer against the transformer's own forward pass."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -12,8 +14,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from noisyrl import policy as policy_module
 from noisyrl import trunk
 from noisyrl.critics.scalar import ScalarCritic
-from noisyrl.policy import Agent, Critic, Policy
-from tests.frame import VOCABULARY, made_up_rollout
+from noisyrl.policy import Agent, Critic, Policy, layout
+from tests.frame import VOCABULARY, batch_for, built, gradients, loop_for, made_up_rollout
 
 SHAPE = dict(
     vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
@@ -168,6 +170,25 @@ def test_only_known_options_and_families_are_known():
     assert not trunk.trainable(Qwen2ForCausalLM(Qwen2Config(**SHAPE)).eval().model)
     with torch.autocast("cpu", torch.bfloat16):
         assert not trunk.trainable(made().model)
+
+
+@pytest.mark.parametrize("algo", ["dvpo", "dvpo_paper", "dvpo_light", "robust_bellman/tv", "ppo", "vrpo"])
+def test_an_update_by_answers_that_begin_alike(algo, monkeypatch):
+    """Values, credit and gradients are those of the model's own forward pass, which sees each token by itself."""
+    rollout = made_up_rollout(dtype=torch.float32)
+    first_B = (torch.arange(16) // 4 * 4).tolist()  # of each group, whose words the others begin with
+    tokens_BL, attention_BL = rollout.tokens_BL.clone(), rollout.attention_BL.clone()
+    tokens_BL[:, :8], attention_BL[:, :4] = tokens_BL[first_B, :8], attention_BL[first_B, :4]
+    rollout = replace(rollout, tokens_BL=torch.where(attention_BL, tokens_BL, 0), attention_BL=attention_BL)
+    found = []
+    for known in (trunk.trainable, lambda _: False):
+        monkeypatch.setattr(policy_module.trunk, "trainable", known)
+        loop = loop_for(built("algo", f"algo={algo}"), dtype=torch.float32)
+        states = policy_module.hidden_states(loop.collector.agent.critic.backbone, layout(rollout))
+        batch = batch_for(loop, rollout)
+        found.append((len(states.hidden_UD), batch.value.mean_BT, *gradients(loop, batch).values()))
+    assert found[0][0] < found[1][0] == int(rollout.mask_BT.sum())
+    assert all(error(a, b) < 1e-4 for a, b in zip(found[0][1:], found[1][1:], strict=True))
 
 
 @pytest.mark.parametrize("backbone", ["own", "shared"])

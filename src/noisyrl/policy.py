@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from noisyrl import rng, trunk
-from noisyrl.critics.base import CriticSpec, Sight
+from noisyrl.critics.base import CriticSpec, Sight, States
 from noisyrl.ops.vocabulary import CHUNK_ELEMENTS as _CHUNK_ELEMENTS
 from noisyrl.ops.vocabulary import at_least_single, token_scores
 from noisyrl.spec import InputError
@@ -84,7 +84,7 @@ class Policy(nn.Module):
     def forward(self, rollout: Rollout) -> Scores:
         """Scores of the response tokens; 0 where mask_BT is False. hidden_BTD is [B, T, 0] unless kept."""
         where = layout(rollout)
-        hidden_ND = hidden_states(self.backbone, where)
+        hidden_ND = hidden_states(self.backbone, where).each_ND
         logp_N, entropy_N = token_scores(
             hidden_ND, where.target_N, self.head, temperature=self.temperature, elements=_CHUNK_ELEMENTS
         )
@@ -159,7 +159,8 @@ class Critic(nn.Module):
         """Values before each response token. scores: the policy's, read where `reads_policy`."""
         sight = Sight(rollout, scores, reference)
         if self.backbone is not None:
-            return self.head.of_tokens(at_least_single(hidden_states(self.backbone, layout(rollout))), sight)
+            states = hidden_states(self.backbone, layout(rollout))
+            return self.head.of_states(states._replace(hidden_UD=at_least_single(states.hidden_UD)), sight)
         if scores is not None:
             return self.head(scores.hidden_BTD, sight)
         return self.head(rollout.logp_BT.new_zeros(*rollout.mask_BT.shape, 0), sight)  # a head without weights
@@ -210,13 +211,14 @@ class Agent(nn.Module):
         return scores, self.critic(rollout, scores, reference)
 
 
-def hidden_states(backbone: nn.Module, where: Layout) -> Tensor:
-    """[N, D] last hidden state at the position before each policy token."""
+def hidden_states(backbone: nn.Module, where: Layout) -> States:
+    """The last hidden state at the position before each policy token."""
     if trunk.trainable(backbone):
         state_MD, number_BS = trunk.hidden_states(backbone, where.tokens_BS, where.size_B)
-        return F.embedding(number_BS[where.row_N, where.source_N], state_MD)
+        used_U, of_N = torch.unique(number_BS[where.row_N, where.source_N], return_inverse=True)
+        return States(F.embedding(used_U, state_MD), of_N)
     hidden_BSD = backbone(input_ids=where.tokens_BS, use_cache=False).last_hidden_state
-    return hidden_BSD[where.row_N, where.source_N]
+    return States.all_different(hidden_BSD[where.row_N, where.source_N])
 
 
 def scatter(x_N: Tensor, where: Layout, shape: torch.Size) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,7 @@ def snapshot(
     """The critic's estimates before the first response token, by field. To be called on every process."""
     value = agent(_unanswered(lm, prompts, thinking), values_only=True)[1]
     found = {"uid": np.array([p.uid for p in prompts])}
-    for name, _, axes in (f.name.rpartition("_") for f in fields(value)):
-        x = getattr(value, f"{name}_{axes}").float().cpu().numpy()
-        found[name] = x if axes.startswith("N") else x[:, 0]  # N: the one token of each prompt
-    return found
+    return found | {name: x.float().cpu().numpy() for name, x in value.before_the_first_token().items()}
 
 
 def continuations(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 # Parameters of mallopt(3), and the largest value that glibc takes for the first.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 _BLOCK_BYTES = 32 * 2**20
 _KEPT_BYTES = 256 * 2**20
+_READY: set[tuple[Any, ...]] = set()  # kernels with the kinds of arrays that this process has them for
 
 
 def keep_freed_memory() -> bool:
@@ -58,6 +62,7 @@ def each_row(kernel: Callable[..., None], rows: int, *args: Any, least: int = 64
     least   rows per thread, with fewer of which starting one takes longer than it saves
     """
     arrays = [x.detach().numpy() if isinstance(x, Tensor) else x for x in args]
+    _make_ready(kernel, arrays)
     threads = min(torch.get_num_threads(), rows // least)
     if threads <= 1:
         kernel(0, rows, *arrays)
@@ -65,3 +70,20 @@ def each_row(kernel: Callable[..., None], rows: int, *args: Any, least: int = 64
     edges = [rows * i // threads for i in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda begin, end: kernel(begin, end, *arrays), edges, edges[1:]))
+
+
+def _make_ready(kernel: Callable[..., None], arrays: Sequence[Any]) -> None:
+    """Has a kernel compiled for such arrays, or read from disk, before its first use.
+
+    By one process at a time: of two that compile at once for different types, numba's cache may keep the code of one
+    under the types of the other, which spoils every later run (numba issue 10128).
+    """
+    kinds = [(x.dtype.num, x.ndim, x.flags.num) if isinstance(x, np.ndarray) else type(x) for x in arrays]
+    asked = (kernel, *kinds)
+    if asked in _READY:
+        return
+    folder = Path(kernel.stats.cache_path)  # type: ignore[attr-defined]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "kernels.lock"):  # the operating system frees it if its holder dies
+        kernel(0, 0, *arrays)
+    _READY.add(asked)

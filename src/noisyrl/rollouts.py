@@ -24,12 +24,14 @@ from torch import Tensor
 
 from noisyrl.algos.base import Algorithm
 from noisyrl.correction.base import Correction
+from noisyrl.critics import values
 from noisyrl.experience import Evidence, rewarded
 from noisyrl.noise.base import Noise
 from noisyrl.spec import InputError
 from noisyrl.types import Credit, Prompt, Rollout, Scores, Value
 
 _TENSORS = ("tokens_BL", "attention_BL", "mask_BT", "logp_BT", "group_B", "sample_B", "finished_B", "key_B")
+_KINDS = {name: kind for name, kind in vars(values).items() if isinstance(kind, type) and issubclass(kind, Value)}
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def read(path: Path, prompts: Mapping[str, Prompt]) -> Stored:
         about = json.loads(arrays["about"].tobytes())
         turns = json.loads(arrays["turns"].tobytes())
         tensors = {name: torch.from_numpy(x) for name, x in arrays.items() if x.dtype.kind in "fib"}
-        value = {cls.__name__: cls for cls in _kinds(Value)}[about["value"]](**_under("value", tensors))
+        value = _KINDS[about["value"]](**_under("value", tensors))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read ({error}): delete it") from error
     uids = arrays["uid"].tolist()
@@ -175,11 +177,6 @@ def _flat(prefix: str, x: Value | Scores | None) -> dict[str, np.ndarray]:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): x for name, x in tensors.items() if name.startswith(f"{prefix}.")}
-
-
-def _kinds(cls: type[Value]) -> list[type[Value]]:
-    """A class and all below it."""
-    return [cls, *(kind for child in cls.__subclasses__() for kind in _kinds(child))]
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -13,10 +13,11 @@ import noisyrl.policy as policy_module
 from noisyrl.critics.base import Sight
 from noisyrl.critics.cql import CQLCritic
 from noisyrl.critics.scalar import ScalarCritic
+from noisyrl.critics.values import ActionValue
 from noisyrl.launch import build
 from noisyrl.policy import Policy
 from noisyrl.spec import InputError
-from noisyrl.types import ActionValue, Credit, Value, concat, rows
+from noisyrl.types import Credit, Value, concat, rows
 from tests.algos.test_ppo import one_row
 from tests.frame import VOCABULARY, batch_for, built, composed, gradients, loop_for, made_up_rollout, random_model
 

@@ -9,9 +9,10 @@ from torch.testing import assert_close
 
 from noisyrl.critics import quantile
 from noisyrl.critics.quantile import spread
+from noisyrl.critics.values import QuantileValue
 from noisyrl.ops.advantages import distributional_gae, gae
 from noisyrl.ops.masked import place
-from noisyrl.types import Batch, QuantileValue, Range, Rollout
+from noisyrl.types import Batch, Range, Rollout
 from tests.frame import batch_for, built, loop_for, made_up_rollout
 
 
@@ -31,7 +32,7 @@ def outcomes(reward_B, value, **fields):
 def as_value(quantiles_NHM, mask_BT):
     ensemble_NM = quantiles_NHM.mean(dim=1)
     mean_BT = place(ensemble_NM.mean(dim=-1), mask_BT)
-    return QuantileValue(mean_BT=mean_BT, ensemble_NM=ensemble_NM, quantiles_NHM=quantiles_NHM)
+    return QuantileValue(mean_BT, ensemble_NM, quantiles_NHM, of_N=torch.arange(len(quantiles_NHM)))
 
 
 def fitted(algo, q, *, steps=300):
@@ -151,7 +152,7 @@ def test_the_shift_lifts_and_never_lowers():
         batch, loop = step_batch(algo)
         batch = replace(batch, reward_B=batch.reward_B + offset)
         credit = algo.credit(batch)
-        quantiles = loop.collector.agent(batch.rollout)[1].quantiles_NHM.detach().requires_grad_()
+        quantiles = loop.collector.agent(batch.rollout)[1].quantiles_UHM.detach().requires_grad_()
         value = as_value(quantiles, batch.mask_BT)
         loss = algo.critic_loss(value, batch, credit).total_BT[batch.mask_BT].mean()
         expected = max(0.0, float(credit.extra["gap_B"][0]))
@@ -166,7 +167,7 @@ def test_mirrored_tails_are_the_same_loss_on_negated_distributions():
     batch, loop = step_batch(plain)
     _, value = loop.collector.agent(batch.rollout)
     credit = plain.credit(batch)
-    negated = as_value(-value.quantiles_NHM, batch.mask_BT)
+    negated = as_value(-value.quantiles_UHM, batch.mask_BT)
     found = mirrored.critic_loss(negated, batch, replace(credit, target=-credit.target)).terms["shape"]
     expected = plain.critic_loss(value, batch, credit).terms["shape"]
     assert expected.max() > 0
@@ -197,9 +198,9 @@ def test_monotone_quantiles_are_in_order_and_have_the_mean_they_are_given(count)
     head = spec.make(8).double()
     torch.nn.init.normal_(head.stack.weight, generator=torch.Generator().manual_seed(0))
     value = head(torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1)).double())
-    assert value.quantiles_NHM.shape == (15, 3, count)
-    assert (value.quantiles_NHM.diff(dim=-1) >= 0).all()
-    assert_close(value.ensemble_NM.mean(-1), value.mean_BT.flatten())
+    assert value.quantiles_UHM.shape == (15, 3, count)
+    assert (value.quantiles_UHM.diff(dim=-1) >= 0).all()
+    assert_close(value.ensemble_UM.mean(-1), value.mean_BT.flatten())
 
 
 def test_what_is_kept_of_quantiles_says_what_they_said():

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from noisyrl.types import EnsembleValue, QuantileValue, Value
+from noisyrl.critics.values import EnsembleValue, QuantileValue
+from noisyrl.types import Value
 from tests.frame import batch_for, built, loop_for, made_up_rollout
 
 MATCHED = ("algo.lam_critic=0.95",)
@@ -127,8 +128,8 @@ def test_equal_values_give_bit_identical_actor_losses(name):
 
 def test_value_types_are_what_they_say():
     _, value = loop_for(built("algo", "algo=dvpo")).collector.agent(made_up_rollout())
-    assert isinstance(value, QuantileValue) and value.quantiles_NHM.shape[1:] == (3, 200)
-    assert_close(value.mean_BT[made_up_rollout().mask_BT], value.quantiles_NHM.mean(dim=(1, 2)))
+    assert isinstance(value, QuantileValue) and value.quantiles_UHM.shape[1:] == (3, 200)
+    assert_close(value.mean_BT[made_up_rollout().mask_BT], value.quantiles_UHM.mean(dim=(1, 2)))
     _, heads = loop_for(built("algo", "algo=robust_bellman")).collector.agent(made_up_rollout())
     assert isinstance(heads, EnsembleValue) and isinstance(heads, Value) and heads.heads_BTH.shape[2] == 3
 
@@ -136,4 +137,4 @@ def test_value_types_are_what_they_say():
 def test_quantiles_start_sorted():
     """Crossing is exactly 0 before the first update, whatever the states."""
     _, value = loop_for(built("algo", "algo=dvpo")).collector.agent(made_up_rollout())
-    assert bool((value.quantiles_NHM.diff(dim=-1) > 0).all())
+    assert bool((value.quantiles_UHM.diff(dim=-1) > 0).all())

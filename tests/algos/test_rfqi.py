@@ -8,10 +8,11 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 from torch.testing import assert_close
 
+from noisyrl.critics.values import FloorValue
 from noisyrl.launch import build
 from noisyrl.ops.advantages import tv_bootstrap
 from noisyrl.spec import InputError
-from noisyrl.types import Credit, FloorValue, Range
+from noisyrl.types import Credit, Range
 from tests.algos.test_ppo import one_row
 from tests.frame import batch_for, built, composed, gradients, loop_for, made_up_rollout
 

@@ -14,10 +14,11 @@ from noisyrl.algos.ppo import PPO
 from noisyrl.algos.vrpo import VRPO, share, top_tokens, uncertainty_weights
 from noisyrl.critics.bottleneck import BottleneckCritic, expected_gelu, kl_to_standard_normal, latent_noise
 from noisyrl.critics.scalar import ScalarCritic
+from noisyrl.critics.values import BottleneckValue
 from noisyrl.models.base import LanguageModel
 from noisyrl.ops.vocabulary import distribution_kl, token_scores
 from noisyrl.policy import Agent, Critic, Policy
-from noisyrl.types import BottleneckValue, Credit, Value, rows
+from noisyrl.types import Credit, Value, rows
 from tests.frame import VOCABULARY, batch_for, built, gradients, loop_for, made_up_rollout, random_model
 
 PRESETS = ("vrpo", "vrpo/lm_align", "vrpo/token_weight")

@@ -108,6 +108,25 @@ def test_weighted_terms_are_the_weighted_losses(lead):
     assert_close(*gradients, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("target", [(6, 9), (6, 1, 9), (1, 1, 9), (6, 3, 9), (3, 9), (2, 6, 1, 9)])
+def test_many_targets_may_meet_the_same_quantiles(target):
+    """Targets of their own for each meeting, for all, for each head; quantiles 1 meet none."""
+    quantiles, target, of_N = draw(0, 4, 3, 7).requires_grad_(), draw(1, *target), torch.tensor([2, 0, 2, 3, 0, 2])
+    if target.dim() == 2 and len(target) == 6:
+        quantiles = quantiles[:, 0]
+    how = dict(
+        tau_M=midpoints(7, dtype=torch.float64), weight_TM=torch.rand(2, 7, dtype=torch.float64), kappa=0.3,
+        divide_by_kappa=True,
+    )  # fmt: skip
+    found = quantile_huber_terms(quantiles, target, **how, of_N=of_N)
+    expected = quantile_huber_terms(quantiles[of_N], target, **how)
+    assert_close(found, expected, atol=1e-12, rtol=0)
+    upstream = draw(2, *found.shape)
+    gradients = [torch.autograd.grad(x, quantiles, upstream)[0] for x in (found, expected)]
+    assert_close(*gradients, atol=1e-12, rtol=0)
+    assert not gradients[0][1].any() and gradients[0][2].any()
+
+
 def test_weights_are_one_for_each_quantile():
     with pytest.raises(ValueError, match="give one for each"):
         quantile_huber_terms(

@@ -64,6 +64,11 @@ def test_tails_are_moments_of_the_atoms_they_hold(masses):
         assert_close(tail.bend, (bends[..., -places:] if upper else bends[..., :places]).mean(dim=-1))
 
 
+def test_tails_are_asked_for_as_often_as_one_likes():
+    x, of_N = draw(0, 4, 20), torch.tensor([2, 0, 2, 3])
+    assert_close(tails(x, 0.3, 0.2, of_N=of_N), tails(x[of_N], 0.3, 0.2))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 12])
 def test_tails_have_the_gradient_of_their_definition(count):
     x = draw(0, 5, count).requires_grad_()

@@ -28,10 +28,11 @@ import torch
 
 from noisyrl.algos.ppo import PPO
 from noisyrl.critics.cql import CQLCritic
+from noisyrl.critics.values import ActionValue
 from noisyrl.ops.conservative import conservative_penalty
 from noisyrl.ops.masked import keep
 from noisyrl.spec import NonNegative, Positive, spec
-from noisyrl.types import ActionValue, Batch, Credit, Loss, Value
+from noisyrl.types import Batch, Credit, Loss, Value
 
 
 @spec

@@ -26,12 +26,13 @@ from torch import Tensor
 from noisyrl.algos.ppo import PPO
 from noisyrl.algos.shift import running_gap, shift_term
 from noisyrl.critics.quantile import QuantileCritic
+from noisyrl.critics.values import DistributionValue, QuantileValue
 from noisyrl.ops import risk
 from noisyrl.ops.advantages import distributional_gae, gae, mixture_target
 from noisyrl.ops.masked import keep, place, select
 from noisyrl.ops.quantiles import midpoints, quantile_huber_terms
 from noisyrl.spec import InputError, NonNegative, spec
-from noisyrl.types import Batch, Credit, DistributionValue, Loss, QuantileValue, Value
+from noisyrl.types import Batch, Credit, Loss, Value
 
 Tail = Annotated[float, Field(ge=0, le=0.5)]
 
@@ -118,7 +119,7 @@ class DVPO(PPO):
         assert isinstance(value, QuantileValue)
         used = {name: weight for name, weight in self.weights.items() if weight > 0}
         found = {name: term() for name, term in self._terms(value, batch, credit).items() if name in used}
-        zero_N = value.ensemble_NM.new_zeros(len(value.ensemble_NM))
+        zero_N = value.ensemble_UM.new_zeros(len(value.of_N))
         total_N = sum((used[name] * term_N for name, term_N in found.items()), zero_N)
         names = list(self.weights)
         terms_NX = torch.stack([found.get(name, zero_N).detach() for name in names], dim=-1)
@@ -160,13 +161,14 @@ class DVPO(PPO):
     def _terms(self, value: QuantileValue, batch: Batch, credit: Credit):
         """The terms per policy token [N], each computed when called."""
         target_NK = risk.ascending(select(credit.target, batch.mask_BT))
-        quantiles_NHM, apart_N = value.quantiles_NHM, None
+        quantiles_UHM, apart_N = value.quantiles_UHM, None
         if self.weights["cons"] > 0:
-            quantiles_NHM, apart_N = risk.with_consistency_loss(quantiles_NHM)
-        qr_N, risk_N = self._quantile_losses(quantiles_NHM, target_NK, batch).unbind(dim=-1)
-        found = risk.tails(value.ensemble_NM, *self.tails)
+            quantiles_UHM, apart_U = risk.with_consistency_loss(quantiles_UHM)
+            apart_N = apart_U.index_select(0, value.of_N)
+        qr_N, risk_N = self._quantile_losses(quantiles_UHM, value.of_N, target_NK, batch).unbind(dim=-1)
+        found = risk.tails(value.ensemble_UM, *self.tails, of_N=value.of_N)
         goal = risk.tails(target_NK, *self.tails, is_sorted=True)
-        count, atoms = value.ensemble_NM.shape[-1], target_NK.shape[-1]
+        count, atoms = value.ensemble_UM.shape[-1], target_NK.shape[-1]
         per_level = count**2 if self.curv_per_level else 1
         return {
             "qr": lambda: qr_N,
@@ -190,14 +192,14 @@ class DVPO(PPO):
         tau_M = midpoints(count).to(like)
         return tau_M if self.tau_grid == "midpoint" else tau_M + 0.5 / count
 
-    def _quantile_losses(self, quantiles_NHM: Tensor, target_NK: Tensor, batch: Batch) -> Tensor:
+    def _quantile_losses(self, quantiles_UHM: Tensor, of_N: Tensor, target_NK: Tensor, batch: Batch) -> Tensor:
         """[N, 2] quantile regression and that of the risk term, the mean over heads."""
-        tau_M = self._levels(quantiles_NHM)
+        tau_M = self._levels(quantiles_UHM)
         kappa = float("inf") if self.kappa is None else self.kappa * batch.reward_range.width
         divide = self.divide_by_kappa and self.kappa is not None
         weight_TM = torch.stack([risk.risk_weights(tau_M, tilt) for tilt in (self.qr_tilt, self.tilt)])
-        scale = (len(tau_M) if self.qr_sum else 1) / quantiles_NHM.shape[1]
+        scale = (len(tau_M) if self.qr_sum else 1) / quantiles_UHM.shape[1]
         of_heads_NHT = quantile_huber_terms(
-            quantiles_NHM, target_NK[:, None], tau_M, weight_TM, kappa=kappa, divide_by_kappa=divide
+            quantiles_UHM, target_NK[:, None], tau_M, weight_TM, kappa=kappa, divide_by_kappa=divide, of_N=of_N
         )
         return scale * of_heads_NHT.sum(dim=1)

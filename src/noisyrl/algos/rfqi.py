@@ -34,11 +34,12 @@ from torch import Tensor
 
 from noisyrl.algos.ppo import PPO
 from noisyrl.critics.rfqi import RFQICritic
+from noisyrl.critics.values import FloorValue
 from noisyrl.ops.advantages import gae_with_bootstrap, token_rho
 from noisyrl.ops.masked import keep, whiten
 from noisyrl.ops.worst_case import from_token_before, threshold_loss, worst_case
 from noisyrl.spec import Count, Fraction, spec
-from noisyrl.types import Batch, Credit, FloorValue, Loss, Value
+from noisyrl.types import Batch, Credit, Loss, Value
 
 
 @spec

@@ -25,11 +25,12 @@ from noisyrl.algos.ppo import PPO
 from noisyrl.algos.scalar_heads import head_errors
 from noisyrl.critics.heads import HeadsCritic
 from noisyrl.critics.quantile import QuantileCritic
+from noisyrl.critics.values import DistributionValue, EnsembleValue, QuantileValue
 from noisyrl.ops.advantages import contamination_bootstrap, gae_with_bootstrap, token_rho, tv_bootstrap
 from noisyrl.ops.masked import keep, place, whiten
-from noisyrl.ops.quantiles import midpoints, quantile_huber
+from noisyrl.ops.quantiles import midpoints, quantile_huber_terms
 from noisyrl.spec import Count, Fraction, InputError, Positive, spec
-from noisyrl.types import Batch, Credit, DistributionValue, EnsembleValue, Loss, QuantileValue, Value
+from noisyrl.types import Batch, Credit, Loss, Value
 
 
 @spec
@@ -118,13 +119,15 @@ class RobustBellman(PPO):
     def _quantile_loss(self, value: Value, batch: Batch, credit: Credit) -> Loss:
         assert isinstance(value, QuantileValue)
         mask_BT = batch.mask_BT
-        count = value.quantiles_NHM.shape[-1]
-        loss_NH = count * quantile_huber(
-            value.quantiles_NHM,
+        tau_M = midpoints(value.quantiles_UHM.shape[-1]).to(value.quantiles_UHM)
+        loss_NH1 = len(tau_M) * quantile_huber_terms(
+            value.quantiles_UHM,
             credit.target[mask_BT][:, None, None],
-            midpoints(count).to(value.quantiles_NHM),
+            tau_M,
+            torch.ones_like(tau_M)[None],
             kappa=self.kappa * batch.reward_range.width,
             divide_by_kappa=True,
+            of_N=value.of_N,
         )
-        loss_BT = place(loss_NH.mean(dim=-1), mask_BT)
+        loss_BT = place(loss_NH1.mean(dim=(1, 2)), mask_BT)
         return Loss(total_BT=self.critic_coef * loss_BT, terms={"qr": loss_BT.detach()})

@@ -17,11 +17,12 @@ from torch import Tensor
 from noisyrl.algos.ppo import PPO
 from noisyrl.algos.shift import running_gap, shift_term
 from noisyrl.critics.heads import HeadsCritic
+from noisyrl.critics.values import EnsembleValue
 from noisyrl.ops.masked import keep
 from noisyrl.ops.risk import consistency_loss
 from noisyrl.ops.surrogate import value_error
 from noisyrl.spec import NonNegative, spec
-from noisyrl.types import Batch, Credit, EnsembleValue, Loss, Value
+from noisyrl.types import Batch, Credit, Loss, Value
 
 
 @spec

@@ -33,9 +33,10 @@ from torch import Tensor
 
 from noisyrl.algos.ppo import PPO
 from noisyrl.critics.bottleneck import BottleneckCritic
+from noisyrl.critics.values import BottleneckValue
 from noisyrl.ops.masked import keep, masked_mean, whiten
 from noisyrl.spec import InputError, NonNegative, spec
-from noisyrl.types import Batch, BottleneckValue, Credit, Loss, Value
+from noisyrl.types import Batch, Credit, Loss, Value
 
 _WEIGHTS = (0.1, 5.0)  # bounds of a token's weight before weights are scaled to mean 1
 

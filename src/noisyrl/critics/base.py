@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from noisyrl.ops.masked import place
 from noisyrl.spec import Natural, Positive, spec
@@ -24,6 +25,23 @@ class Sight:
     rollout: Rollout
     scores: Scores | None = None  # the policy's, without gradient; there if the head asks for candidates
     reference: Scores | None = None  # the starting policy's, where the algorithm needs one
+
+
+class States(NamedTuple):
+    """Hidden states before N policy tokens, row by row: U different ones, since tokens with the same past share one."""
+
+    hidden_UD: Tensor
+    of_N: Tensor  # int64, which of them each token has
+
+    @classmethod
+    def all_different(cls, hidden_ND: Tensor) -> States:
+        """Each token has its own."""
+        return cls(hidden_ND, torch.arange(len(hidden_ND), device=hidden_ND.device))
+
+    @property
+    def each_ND(self) -> Tensor:
+        """That of each token."""
+        return embedding(self.of_N, self.hidden_UD)
 
 
 def policy_tokens(hidden_BTD: Tensor, sight: Sight | None) -> Tensor:
@@ -45,9 +63,9 @@ class Head(nn.Module, ABC):
     def forward(self, hidden_BTD: Tensor, sight: Sight | None = None) -> Value:
         """Values before each response token. hidden_BTD [B, T, D]; what lies outside the mask is never read."""
 
-    def of_tokens(self, hidden_ND: Tensor, sight: Sight) -> Value:
-        """The same from the states of the N policy tokens alone, row by row."""
-        return self(place(hidden_ND, sight.rollout.mask_BT), sight)
+    def of_states(self, states: States, sight: Sight) -> Value:
+        """The same from the states before the policy tokens alone."""
+        return self(place(states.each_ND, sight.rollout.mask_BT), sight)
 
 
 @spec

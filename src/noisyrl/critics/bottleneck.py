@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from noisyrl import rng
-from noisyrl.critics.base import CriticSpec, Head, Sight, policy_tokens
+from noisyrl.critics.base import CriticSpec, Head, Sight, States, policy_tokens
+from noisyrl.critics.values import BottleneckValue
 from noisyrl.ops.masked import place
 from noisyrl.ops.vocabulary import distribution_kl, token_scores
 from noisyrl.spec import Count, InputError, Positive, spec
-from noisyrl.types import BottleneckValue, Rollout, Scores
+from noisyrl.types import Rollout, Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,8 +78,8 @@ class _Bottleneck(Head):
         mask_BT = policy_tokens(hidden_BTD, sight)
         return self._of_tokens(hidden_BTD[mask_BT], mask_BT, sight)
 
-    def of_tokens(self, hidden_ND: Tensor, sight: Sight) -> BottleneckValue:
-        return self._of_tokens(hidden_ND, sight.rollout.mask_BT, sight)
+    def of_states(self, states: States, sight: Sight) -> BottleneckValue:
+        return self._of_tokens(states.each_ND, sight.rollout.mask_BT, sight)
 
     def _of_tokens(self, hidden_ND: Tensor, mask_BT: Tensor, sight: Sight | None) -> BottleneckValue:
         found = self._estimates(hidden_ND, sight) | self._reading(hidden_ND, sight)

@@ -14,8 +14,9 @@ from torch.nn.functional import embedding
 
 from noisyrl import rng
 from noisyrl.critics.base import CriticSpec, Head, Sight
+from noisyrl.critics.values import ActionValue
 from noisyrl.spec import Count, Positive, spec
-from noisyrl.types import ActionValue, Value
+from noisyrl.types import Value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

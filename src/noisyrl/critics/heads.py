@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from noisyrl import rng
 from noisyrl.critics.base import CriticSpec, Head, Sight
+from noisyrl.critics.values import EnsembleValue
 from noisyrl.spec import Count, Natural, Positive, spec
-from noisyrl.types import EnsembleValue
 
 
 class HeadStack(nn.Module):

@@ -15,13 +15,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, softplus
 
 from noisyrl.critics import kernels
-from noisyrl.critics.base import CriticSpec, Head, Sight, policy_tokens
+from noisyrl.critics.base import CriticSpec, Head, Sight, States, policy_tokens
 from noisyrl.critics.heads import HeadStack
+from noisyrl.critics.values import QuantileValue
 from noisyrl.ops.masked import place, select
 from noisyrl.ops.quantiles import midpoints
 from noisyrl.processor import each_row, takes_kernels
 from noisyrl.spec import Count, Natural, NonNegative, Positive, spec
-from noisyrl.types import QuantileValue
 
 
 @spec
@@ -70,21 +70,21 @@ class _Quantiles(Head):
 
     def forward(self, hidden_BTD: Tensor, sight: Sight | None = None) -> QuantileValue:
         mask_BT = policy_tokens(hidden_BTD, sight)
-        return self._value(select(hidden_BTD, mask_BT), mask_BT)
+        return self._value(States.all_different(select(hidden_BTD, mask_BT)), mask_BT)
 
-    def of_tokens(self, hidden_ND: Tensor, sight: Sight) -> QuantileValue:
-        return self._value(hidden_ND, sight.rollout.mask_BT)
+    def of_states(self, states: States, sight: Sight) -> QuantileValue:
+        return self._value(states, sight.rollout.mask_BT)
 
-    def _value(self, hidden_ND: Tensor, mask_BT: Tensor) -> QuantileValue:
-        quantiles_NHM, ensemble_NM = self.stack(hidden_ND), None
+    def _value(self, states: States, mask_BT: Tensor) -> QuantileValue:
+        quantiles_UHM, ensemble_UM = self.stack(states.hidden_UD), None
         if self.monotone:
-            quantiles_NHM, ensemble_NM = spread(quantiles_NHM)
+            quantiles_UHM, ensemble_UM = spread(quantiles_UHM)
         if self.median:
-            ensemble_NM = quantiles_NHM.quantile(0.5, dim=1)
-        elif ensemble_NM is None:
-            ensemble_NM = quantiles_NHM.mean(dim=1)
-        mean_BT = place(ensemble_NM.mean(dim=-1), mask_BT)
-        return QuantileValue(mean_BT=mean_BT, ensemble_NM=ensemble_NM, quantiles_NHM=quantiles_NHM)
+            ensemble_UM = quantiles_UHM.quantile(0.5, dim=1)
+        elif ensemble_UM is None:
+            ensemble_UM = quantiles_UHM.mean(dim=1)
+        mean_BT = place(ensemble_UM.mean(dim=-1).index_select(0, states.of_N), mask_BT)
+        return QuantileValue(mean_BT, ensemble_UM, quantiles_UHM, states.of_N)
 
 
 def spread(raw: Tensor) -> tuple[Tensor, Tensor]:

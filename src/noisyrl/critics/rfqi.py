@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from noisyrl import rng
 from noisyrl.critics.base import CriticSpec, Head, Sight
+from noisyrl.critics.values import FloorValue
 from noisyrl.spec import NonNegative, Positive, spec
-from noisyrl.types import FloorValue
 
 
 @spec

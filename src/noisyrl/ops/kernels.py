@@ -13,13 +13,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
+Integers = NDArray[np.integer]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
 def quantile_huber(  # noqa: PLR0913 - a kernel takes arrays one by one
     begin: int,
     end: int,
-    x_RQ: Floats,
+    x_UQ: Floats,
+    of_R: Integers,
     y_RK: Floats,
     tau_Q: Floats,
     kappa: float,
@@ -31,13 +33,14 @@ def quantile_huber(  # noqa: PLR0913 - a kernel takes arrays one by one
 ) -> None:
     """Weighted means over each of S stretches of M quantiles x of their mean losses over the sorted atoms y.
 
-    And the derivative of each quantile's loss by the quantile, as `quantiles._loss_and_slope`.
+    And the derivative of each quantile's loss by the quantile, as `quantiles._loss_and_slope`. Atoms of row r meet
+    the quantiles of row of_R[r].
     """
     terms, count = weight_TM.shape
-    space = _space(x_RQ.shape[1], y_RK.shape[1])
-    loss_Q = np.empty(x_RQ.shape[1])
+    space = _space(x_UQ.shape[1], y_RK.shape[1])
+    loss_Q = np.empty(x_UQ.shape[1])
     for row in range(begin, end):
-        _huber_of_row(x_RQ[row], y_RK[row], tau_Q, kappa, far, near, space, loss_Q, slope_RQ[row])
+        _huber_of_row(x_UQ[of_R[row]], y_RK[row], tau_Q, kappa, far, near, space, loss_Q, slope_RQ[row])
         for s in range(loss_RST.shape[1]):
             for t in range(terms):
                 total = 0.0
@@ -47,21 +50,32 @@ def quantile_huber(  # noqa: PLR0913 - a kernel takes arrays one by one
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def quantile_huber_back(
-    begin: int, end: int, grad_RST: Floats, weight_TM: Floats, slope_RQ: Floats, out_RQ: Floats
+def quantile_huber_back(  # noqa: PLR0913
+    begin: int,
+    end: int,
+    first_U: Integers,
+    order_R: Integers,
+    grad_RST: Floats,
+    weight_TM: Floats,
+    slope_RQ: Floats,
+    out_UQ: Floats,
 ) -> None:
-    """Gradient by the quantiles from that by the weighted means."""
+    """Gradient by the quantiles from that by the weighted means, summed over the rows that meet the same quantiles.
+
+    Those of quantiles u are order_R[first_U[u]] and what follows, up to the next.
+    """
     terms, count = weight_TM.shape
     factor_M = np.empty(count, weight_TM.dtype)
-    for row in range(begin, end):
-        for s in range(grad_RST.shape[1]):
-            factor_M[:] = 0.0
-            for t in range(terms):
-                grad = grad_RST[row, s, t] / weight_TM.dtype.type(count)
+    for u in range(begin, end):
+        for row in order_R[first_U[u] : first_U[u + 1]]:
+            for s in range(grad_RST.shape[1]):
+                factor_M[:] = 0.0
+                for t in range(terms):
+                    grad = grad_RST[row, s, t] / weight_TM.dtype.type(count)
+                    for m in range(count):
+                        factor_M[m] += grad * weight_TM[t, m]
                 for m in range(count):
-                    factor_M[m] += grad * weight_TM[t, m]
-            for m in range(count):
-                out_RQ[row, s * count + m] = slope_RQ[row, s * count + m] * factor_M[m]
+                    out_UQ[u, s * count + m] += slope_RQ[row, s * count + m] * factor_M[m]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

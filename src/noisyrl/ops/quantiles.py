@@ -55,7 +55,7 @@ def quantile_huber(
     return (loss_M * weight_M).mean(-1)
 
 
-def quantile_huber_terms(
+def quantile_huber_terms(  # noqa: PLR0913 - `quantile_huber`, and which meets which
     quantiles_M: Tensor,
     target_K: Tensor,
     tau_M: Tensor,
@@ -63,17 +63,19 @@ def quantile_huber_terms(
     *,
     kappa: float,
     divide_by_kappa: bool,
+    of_N: Tensor | None = None,
 ) -> Tensor:
     """`quantile_huber` under T weightings at once, [..., T]: no loss of a single quantile is kept.
 
     weight_TM  [T, M] float, gets no gradient; other arguments as in `quantile_huber`
+    of_N       [N] int64: quantiles_M[of_N] is meant, without a copy of it; where many targets meet the same quantiles
     ValueError: see `quantile_huber_each`; weights that do not match.
     """
     if weight_TM.shape[1:] != tau_M.shape:
         raise ValueError(f"weights {tuple(weight_TM.shape)} for {len(tau_M)} quantiles: give one for each")
-    rows = _Rows.of(quantiles_M, target_K, tau_M, kappa, divide_by_kappa)
+    rows = _Rows.of(quantiles_M, target_K, tau_M, kappa, divide_by_kappa, of_N)
     weight_TM = weight_TM.detach().to(quantiles_M)
-    return rows.back(_Terms.apply(*rows[:3], weight_TM, kappa, divide_by_kappa), len(weight_TM))
+    return rows.back(_Terms.apply(*rows[:4], weight_TM, kappa, divide_by_kappa), len(weight_TM))
 
 
 def quantile_huber_each(
@@ -85,20 +87,29 @@ def quantile_huber_each(
     """
     rows = _Rows.of(quantiles_M, target_K, tau_M, kappa, divide_by_kappa)
     alone_11 = quantiles_M.new_ones(1, 1)  # each quantile is a stretch of its own
-    return rows.back(_Terms.apply(*rows[:3], alone_11, kappa, divide_by_kappa), len(tau_M))
+    return rows.back(_Terms.apply(*rows[:4], alone_11, kappa, divide_by_kappa), len(tau_M))
 
 
 class _Rows(NamedTuple):
     """Each row holds all quantiles that meet the same atoms: S stretches of M, where the target is repeated S times."""
 
-    quantiles_RQ: Tensor
+    quantiles_UQ: Tensor
+    of_R: Tensor  # int64, which quantiles each row of the target meets
     target_RK: Tensor  # ascending
     tau_Q: Tensor  # float64
     lead: tuple[int, ...]  # axes of the result but the last
     order: list[int]  # in which the rows have these axes
 
     @classmethod
-    def of(cls, quantiles_M: Tensor, target_K: Tensor, tau_M: Tensor, kappa: float, divide_by_kappa: bool) -> _Rows:
+    def of(  # noqa: PLR0913 - what the loss is given
+        cls,
+        quantiles_M: Tensor,
+        target_K: Tensor,
+        tau_M: Tensor,
+        kappa: float,
+        divide_by_kappa: bool,
+        of_N: Tensor | None = None,
+    ) -> _Rows:
         _check_kappa(kappa, divide_by_kappa)
         count, atoms = quantiles_M.shape[-1], target_K.shape[-1]
         if not count or not atoms or tau_M.shape != (count,):
@@ -106,15 +117,20 @@ class _Rows(NamedTuple):
                 f"{count} quantiles, {atoms} target atoms, levels of shape {tuple(tau_M.shape)}:"
                 " give at least one quantile, one atom, and one level for each quantile"
             )
-        lead = _broadcast(quantiles_M.shape[:-1], target_K.shape[:-1], "leading axes of quantiles and target")
+        own = quantiles_M.shape[:-1] if of_N is None else (len(of_N), *quantiles_M.shape[1:-1])
+        lead = _broadcast(own, target_K.shape[:-1], "leading axes of quantiles and target")
         target_K = target_K.detach().reshape((1,) * (len(lead) + 1 - target_K.ndim) + target_K.shape)
         # Axes along which the target is repeated go last.
         order = sorted(range(len(lead)), key=lambda axis: target_K.shape[axis] == 1)
         rows = math.prod(target_K.shape[:-1])
         repeats = math.prod(size for size, own in zip(lead, target_K.shape, strict=False) if own == 1)
-        moved_M = quantiles_M.expand(*lead, count).permute(*order, len(lead))
+        if of_N is None or lead != own or rows != len(of_N):  # the target has other axes than that of of_N
+            quantiles_M = quantiles_M if of_N is None else quantiles_M[of_N]
+            quantiles_M = quantiles_M.expand(*lead, count).permute(*order, len(lead)).reshape(rows, repeats, count)
+            of_N = torch.arange(rows, device=quantiles_M.device)
         return cls(
-            moved_M.reshape(rows, repeats * count).contiguous(),
+            quantiles_M.flatten(1).contiguous(),
+            of_N,
             ascending(target_K.reshape(rows, atoms)).contiguous(),
             tau_M.double().repeat(repeats),
             lead,
@@ -128,49 +144,54 @@ class _Rows(NamedTuple):
 
 
 class _Terms(torch.autograd.Function):
-    """Weighted means [R, S, T], over stretches of M, of the losses of quantiles [R, S M] against target [R, K].
+    """Weighted means [R, S, T], over stretches of M, of the losses of quantiles [U, S M] against target [R, K].
 
-    Forward finds the slope of each loss too; backward only multiplies.
+    of_R says which quantiles each row of the target meets. Forward finds the slope of each loss too, so that backward
+    only multiplies and adds.
     """
 
     @staticmethod
     def forward(  # noqa: PLR0913
         ctx: Any,
-        quantiles_RQ: Tensor,
+        quantiles_UQ: Tensor,
+        of_R: Tensor,
         target_RK: Tensor,
         tau_Q: Tensor,
         weight_TM: Tensor,
         kappa: float,
         divide_by_kappa: bool,
     ) -> Tensor:
-        arguments = quantiles_RQ, target_RK, tau_Q, *_zones(kappa, divide_by_kappa)
-        (terms, count), rows = weight_TM.shape, len(quantiles_RQ)
+        arguments = target_RK, tau_Q, *_zones(kappa, divide_by_kappa)
+        (terms, count), rows = weight_TM.shape, len(of_R)
         stretches = len(tau_Q) // count
-        if takes_kernels(quantiles_RQ, target_RK):
+        if takes_kernels(quantiles_UQ, target_RK):
             from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
 
-            slope_RQ = torch.empty_like(quantiles_RQ)
-            loss_RST = quantiles_RQ.new_empty(rows, stretches, terms)
-            each_row(kernels.quantile_huber, rows, *arguments, weight_TM, loss_RST, slope_RQ)
+            slope_RQ = quantiles_UQ.new_empty(rows, len(tau_Q))
+            loss_RST = quantiles_UQ.new_empty(rows, stretches, terms)
+            each_row(kernels.quantile_huber, rows, quantiles_UQ, of_R, *arguments, weight_TM, loss_RST, slope_RQ)
         else:
-            loss_RQ, slope_RQ = _in_blocks(*arguments)
+            loss_RQ, slope_RQ = _in_blocks(quantiles_UQ[of_R], *arguments)
             loss_RST = loss_RQ.view(rows, stretches, count) @ weight_TM.T / count
-        ctx.save_for_backward(slope_RQ, weight_TM)
+        ctx.save_for_backward(slope_RQ, weight_TM, of_R)
+        ctx.count = len(quantiles_UQ)
         return loss_RST
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_RST: Tensor) -> tuple[Tensor | None, ...]:
-        slope_RQ, weight_TM = ctx.saved_tensors
+        slope_RQ, weight_TM, of_R = ctx.saved_tensors
+        out_UQ = slope_RQ.new_zeros(ctx.count, slope_RQ.shape[1])
         if takes_kernels(slope_RQ):
             from noisyrl.ops import kernels
 
-            out_RQ = torch.empty_like(slope_RQ)
-            arrays = grad_RST.contiguous(), weight_TM, slope_RQ, out_RQ
-            each_row(kernels.quantile_huber_back, len(out_RQ), *arrays)
+            sorted_R, order_R = of_R.sort(stable=True)
+            first_U = torch.searchsorted(sorted_R, torch.arange(len(out_UQ) + 1))
+            arrays = grad_RST.contiguous(), weight_TM, slope_RQ, out_UQ
+            each_row(kernels.quantile_huber_back, len(out_UQ), first_U, order_R, *arrays)
         else:
-            out_RQ = slope_RQ * (grad_RST @ weight_TM / weight_TM.shape[1]).flatten(1)
-        return out_RQ, None, None, None, None, None
+            out_UQ.index_add_(0, of_R, slope_RQ * (grad_RST @ weight_TM / weight_TM.shape[1]).flatten(1))
+        return out_UQ, None, None, None, None, None, None
 
 
 def _zones(kappa: float, divide_by_kappa: bool) -> tuple[float, float, float]:

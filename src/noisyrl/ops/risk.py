@@ -81,11 +81,19 @@ class Tails(NamedTuple):
     upper: Tail
 
 
-def tails(quantiles_M: Tensor, lower_mass: float, upper_mass: float, *, is_sorted: bool = False) -> Tails:
+def tails(
+    quantiles_M: Tensor,
+    lower_mass: float,
+    upper_mass: float,
+    *,
+    is_sorted: bool = False,
+    of_N: Tensor | None = None,
+) -> Tails:
     """Both tails of distributions [..., M] of atoms of equal mass, differentiable.
 
     masses     shares of the tails, in [0, 1]; 0 = that tail is not asked for
     is_sorted  they are ascending already
+    of_N       [N] int64: quantiles_M[of_N] is meant, each worked on once
     ValueError: a mass outside [0, 1].
     """
     sorted_M = quantiles_M if is_sorted else ascending(quantiles_M)
@@ -94,6 +102,7 @@ def tails(quantiles_M: Tensor, lower_mass: float, upper_mass: float, *, is_sorte
     weights = (torch.tensor(_weights(count, mass, side), dtype=torch.float64) for side, mass in enumerate(masses))
     spans = (min(max(2, round(mass * count)), count - 1) if mass and count > 2 else 0 for mass in masses)
     found_23 = _Tails.apply(sorted_M, *weights, *spans)
+    found_23 = found_23 if of_N is None else found_23.index_select(0, of_N)
     return Tails(*(Tail(*side_3.unbind(dim=-1)) for side_3 in found_23.unbind(dim=-2)))
 
 

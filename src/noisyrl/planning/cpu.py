@@ -6,11 +6,11 @@ import os
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from noisyrl.planning.rates import Assumptions, Device
 from noisyrl.planning.shape import Shape
+from noisyrl.processor import each_row
 
 _SIDE = 1024  # of the matrices that are multiplied
 _BUFFER = 2**26  # bytes that are copied
@@ -81,5 +81,5 @@ def import_all() -> None:
 
     weight = torch.zeros(64, 64, requires_grad=True)
     (weight @ weight).sum().backward()
-    size_N = np.ones(64, np.float32)  # the first kernel brings a compiler's library with it
-    trunk_kernels.normed(0, 64, weight.detach().numpy(), 1.0, np.zeros((64, 64), np.float32), size_N)
+    # The first kernel brings a compiler's library with it.
+    each_row(trunk_kernels.normed, 64, weight, 1.0, torch.zeros(64, 64), torch.ones(64))
