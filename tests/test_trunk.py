@@ -108,15 +108,19 @@ def test_threads_change_no_bit_of_what_is_compiled():
 
 def test_tokens_that_rows_share_are_computed_once():
     tokens_BS, size_B = answered()
-    merged = trunk._merged(tokens_BS, size_B)
+    tokens_BS[5], size_B[5] = tokens_BS[4], size_B[4]
+    merged, number_BS = trunk._merged(tokens_BS, size_B)
     starts = set()
-    for row, number_S in enumerate(merged.number_BS):
+    for row, number_S in enumerate(number_BS):
         said = tokens_BS[row, : size_B[row]].tolist()
         starts |= {tuple(said[: t + 1]) for t in range(len(said))}
         assert merged.token_N[number_S[: len(said)]].tolist() == said
         assert merged.position_N[number_S[: len(said)]].tolist() == list(range(len(said)))
     assert len(merged.token_N) == len(starts) < int(size_B.sum())
-    assert torch.equal(merged.number_BS.flatten()[merged.place_N], torch.arange(len(starts)))
+    assert torch.equal(merged.number_RS.flatten()[merged.place_N], torch.arange(len(starts)))
+    attended = {tuple(number_S.tolist()) for number_S in merged.number_RS}
+    assert attended < {tuple(number_S.tolist()) for number_S in number_BS}, "one row is the start of others"
+    assert len(attended) == len(merged.number_RS)
 
 
 def test_padding_is_never_read():

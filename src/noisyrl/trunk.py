@@ -7,7 +7,7 @@ form. These are the sums of the modules in another order: states and gradients d
 alone. A model that deviates in anything keeps its own forward pass (`trainable`). Taking few rows at a time, for the
 sake of the processor's cache, was slower than all at once.
 
-Axes: N distinct tokens, B rows of S columns, C = H + 2 K query, key and value heads of size E.
+Axes: N distinct tokens, B rows of S columns, R of them attended to, C = H + 2 K query, key and value heads of size E.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def hidden_states(backbone: Any, tokens_BS: Tensor, size_B: Tensor) -> tuple[Ten
     tokens_BS  int64, not read beyond size_B
     returns    the states of all distinct tokens [N, D], and the number [B, S] of each token among them
     """
-    merged = _merged(tokens_BS, size_B)
-    return states(backbone, merged), merged.number_BS
+    merged, number_BS = _merged(tokens_BS, size_B)
+    return states(backbone, merged), number_BS
 
 
 def states(backbone: Any, merged: Merged) -> Tensor:
     """Last hidden states of distinct tokens [N, D]."""
     config = backbone.config
     heads, eps = (config.num_attention_heads, config.num_key_value_heads), config.rms_norm_eps
-    cos_SE, sin_SE = rotary(backbone, merged.number_BS.shape[1])
+    cos_SE, sin_SE = rotary(backbone, merged.number_RS.shape[1])
     turn = cos_SE[merged.position_N], sin_SE[merged.position_N]
     x_ND = backbone.embed_tokens(merged.token_N)
     for layer in layers(backbone):
@@ -58,14 +58,14 @@ def states(backbone: Any, merged: Merged) -> Tensor:
 class Merged(NamedTuple):
     """The distinct tokens of some rows: two are one where they and all before them are the same."""
 
-    number_BS: Tensor  # which of the N each token is; 0 beyond a row's end
+    number_RS: Tensor  # which of the N each token is, 0 beyond a row's end; of rows with which no other begins
     token_N: Tensor
     position_N: Tensor
-    place_N: Tensor  # in [B * S], of one of its occurrences
+    place_N: Tensor  # in [R * S], of one of its occurrences
 
 
-def _merged(tokens_BS: Tensor, size_B: Tensor) -> Merged:
-    """In the order of their tokens, rows share the most with their neighbours."""
+def _merged(tokens_BS: Tensor, size_B: Tensor) -> tuple[Merged, Tensor]:
+    """The distinct tokens, and the number [B, S] of each token. Sorted, rows share the most with their neighbours."""
     tokens, size = tokens_BS.numpy(), size_B.numpy()
     order_B = np.array(sorted(range(len(tokens)), key=lambda row: tokens[row, : size[row]].tolist()))
     tokens, size = tokens[order_B], size[order_B]
@@ -75,11 +75,13 @@ def _merged(tokens_BS: Tensor, size_B: Tensor) -> Merged:
     new = real & ~shared
     # Numbers grow from row to row, so the largest above a shared token is that of the row it is shared with.
     number = np.maximum.accumulate(np.where(new, new.cumsum().reshape(new.shape) - 1, 0), axis=0)
-    number_BS = np.empty_like(number)
-    number_BS[order_B] = np.where(real, number, 0)
+    number_BS, number = np.empty_like(number), np.where(real, number, 0)
+    number_BS[order_B] = number
     row_N, position_N = new.nonzero()
-    found = number_BS, tokens[new], position_N, order_B[row_N] * tokens.shape[1] + position_N
-    return Merged(*map(torch.from_numpy, found))
+    needed = np.append(shared[1:].sum(axis=1) < size[:-1], True)  # the row below does not begin with all of this one
+    first_B = needed.cumsum() - needed  # of the needed rows, the first from here on
+    found = number[needed], tokens[new], position_N, first_B[row_N] * tokens.shape[1] + position_N
+    return Merged(*map(torch.from_numpy, found)), torch.from_numpy(number_BS)
 
 
 def _attended(  # noqa: PLR0913 - all that attention needs to know
@@ -91,9 +93,9 @@ def _attended(  # noqa: PLR0913 - all that attention needs to know
     eps: float,
 ) -> Tensor:
     """[N, H E] what each token sees, from queries, keys and values of all."""
-    query, key, value = _Turned.apply(mixed_NCE, weight_TE, turn, eps, heads, merged.number_BS)
-    seen_BHSE = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-    return seen_BHSE.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, merged.place_N)
+    query, key, value = _Turned.apply(mixed_NCE, weight_TE, turn, eps, heads, merged.number_RS)
+    seen_RHSE = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    return seen_RHSE.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, merged.place_N)
 
 
 def _each_row(kernel: Callable[..., None], rows: int, *args: Any, least: int = 64) -> None:
@@ -126,7 +128,7 @@ class _Normed(torch.autograd.Function):
 
 
 class _Turned(torch.autograd.Function):
-    """Queries, keys and values [B, H or K, S, E] of tokens in rows, from the heads [N, C, E] of the distinct tokens.
+    """Queries, keys and values [R, H or K, S, E] of tokens in rows, from the heads [N, C, E] of the distinct tokens.
 
     Queries and keys are turned by their positions, after a norm if it has weights [H + K, E].
     """

@@ -114,13 +114,13 @@ def turned_back(  # noqa: PLR0913
 
 @_compiled
 def added(  # noqa: PLR0913
-    begin: int, end: int, number_BS: Integers, grad_BSHE: Floats, first: int, out_NCE: Floats
+    begin: int, end: int, number_RS: Integers, grad_RSHE: Floats, first: int, out_NCE: Floats
 ) -> None:
     """Adds gradients of tokens in rows to those of the distinct tokens; H heads, of which the first is C's `first`."""
-    for b in range(number_BS.shape[0]):
-        for s in range(number_BS.shape[1]):
+    for r in range(number_RS.shape[0]):
+        for s in range(number_RS.shape[1]):
             for h in range(begin, end):
-                grad_E, out_E = grad_BSHE[b, s, h], out_NCE[number_BS[b, s], first + h]
+                grad_E, out_E = grad_RSHE[r, s, h], out_NCE[number_RS[r, s], first + h]
                 for e in range(len(grad_E)):
                     out_E[e] += grad_E[e]
 

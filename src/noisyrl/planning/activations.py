@@ -57,7 +57,7 @@ def backbone_bytes(
 ) -> BackboneBytes:
     """Of `rows` sequences of `length` tokens.
 
-    distinct  tokens that are neither padding nor shared from their start with another row, where the forward pass is
+    distinct  tokens of different rows that are neither padding nor shared from their start, where the forward pass is
               that of `trunk` if it knows the model; None = it is the model's own
     """
 

@@ -171,7 +171,8 @@ def _update(e: Experiment, shape: Shape, work: Workload, nets: Networks, layout:
     copies = 2 if e.algo.critic.backbone == "own" else 1
     checkpointing = e.trainer.activation_checkpointing
     distinct = None if layout.gpu or checkpointing else work.distinct_tokens(rows)
-    one = backbone_bytes(shape, rows, ceil(length), dtype=dtype, autocast=nets.autocast, distinct=distinct)
+    read = rows if distinct is None else work.distinct_rows(rows)
+    one = backbone_bytes(shape, read, ceil(length), dtype=dtype, autocast=nets.autocast, distinct=distinct)
     phase, keys = frozenset({"update"}), "trainer.micro_rows"
     if not checkpointing:
         keys += ", trainer.activation_checkpointing=true"

@@ -85,6 +85,10 @@ class Workload:
         answers = float(self.row_lengths[:rows].sum()) - rows * prompt
         return round(answers * min(1.0, self.answers / self.samples) + met * prompt)
 
+    def distinct_rows(self, rows: int) -> int:
+        """Of `rows` rows: each answer counted once."""
+        return max(1, round(rows * min(1.0, self.answers / self.samples)))
+
     @property
     def padded_tokens(self) -> float:
         """Tokens of one pass over the step."""
