@@ -73,7 +73,9 @@ def turned(  # noqa: PLR0913 - a kernel takes arrays one by one
                 low, high = out_E[e], out_E[e + half]
                 out_E[e] = low * cos_E[e] + high * sin_E[e]
                 out_E[e + half] = high * cos_E[e + half] + low * sin_E[e + half]
-        out_NCE[n, len(weight_TE) :] = x_NCE[n, len(weight_TE) :]
+        for c in range(len(weight_TE), x_NCE.shape[1]):
+            for e in range(x_NCE.shape[2]):  # not slices, which take numba three seconds to compile
+                out_NCE[n, c, e] = x_NCE[n, c, e]
 
 
 @_compiled

@@ -127,6 +127,20 @@ def test_many_targets_may_meet_the_same_quantiles(target):
     assert not gradients[0][1].any() and gradients[0][2].any()
 
 
+def test_rows_in_any_order_may_stand_beside_rows_in_order():
+    """In order, but for one fall, reversed, and in no order: a quantile's loss does not depend on the others'."""
+    quantiles, target = draw(0, 5, 100), draw(1, 5, 30)
+    quantiles[:3] = quantiles[:3].sort(-1).values
+    quantiles[1, 40:] = quantiles[1, 40:].roll(20)
+    quantiles[2] = quantiles[2].flip(0)
+    tau = torch.rand(100, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    how = dict(kappa=0.3, divide_by_kappa=True)
+    expected = [
+        quantile_huber_each(quantiles[:, q, None], target, tau[q, None], **how).squeeze(-1) for q in range(len(tau))
+    ]
+    assert_close(quantile_huber_each(quantiles, target, tau, **how), torch.stack(expected, -1), atol=1e-12, rtol=0)
+
+
 def test_weights_are_one_for_each_quantile():
     with pytest.raises(ValueError, match="give one for each"):
         quantile_huber_terms(

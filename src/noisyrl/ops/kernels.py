@@ -22,6 +22,8 @@ def quantile_huber(  # noqa: PLR0913 - a kernel takes arrays one by one
     end: int,
     x_UQ: Floats,
     of_R: Integers,
+    order_VQ: Integers,
+    which_U: Integers,
     y_RK: Floats,
     tau_Q: Floats,
     kappa: float,
@@ -34,13 +36,29 @@ def quantile_huber(  # noqa: PLR0913 - a kernel takes arrays one by one
     """Weighted means over each of S stretches of M quantiles x of their mean losses over the sorted atoms y.
 
     And the derivative of each quantile's loss by the quantile, as `quantiles._loss_and_slope`. Atoms of row r meet
-    the quantiles of row of_R[r].
+    the quantiles of row u = of_R[r], which are taken in the order order_VQ[which_U[u]]; as they come where it is -1.
     """
     terms, count = weight_TM.shape
-    space = _space(x_UQ.shape[1], y_RK.shape[1])
-    loss_Q = np.empty(x_UQ.shape[1])
+    quantiles, atoms = x_UQ.shape[1], y_RK.shape[1]
+    y_P, sum_N, square_N = np.empty(atoms + 1), np.zeros(atoms + 1), np.zeros(atoms + 1)
+    found_CQ, loss_Q = np.empty((9, quantiles)), np.empty(quantiles)
+    x_Q, sorted_tau_Q = np.empty(quantiles, x_UQ.dtype), np.empty(quantiles)
+    sorted_loss_Q, sorted_slope_Q = np.empty(quantiles), np.empty(quantiles, x_UQ.dtype)
     for row in range(begin, end):
-        _huber_of_row(x_UQ[of_R[row]], y_RK[row], tau_Q, kappa, far, near, space, loss_Q, slope_RQ[row])
+        u = of_R[row]
+        v, slope_Q = which_U[u], slope_RQ[row]
+        middle = np.float64(y_RK[row, atoms // 2])
+        _add_up(y_RK[row], middle, y_P, sum_N, square_N)
+        if v < 0:
+            _search(x_UQ[u], middle, kappa, y_P, sum_N, square_N, found_CQ)
+            _of_zones(tau_Q, kappa, far, near, sum_N, found_CQ, loss_Q, slope_Q)
+        else:
+            for q in range(quantiles):
+                x_Q[q], sorted_tau_Q[q] = x_UQ[u, order_VQ[v, q]], tau_Q[order_VQ[v, q]]
+            _search(x_Q, middle, kappa, y_P, sum_N, square_N, found_CQ)
+            _of_zones(sorted_tau_Q, kappa, far, near, sum_N, found_CQ, sorted_loss_Q, sorted_slope_Q)
+            for q in range(quantiles):
+                loss_Q[order_VQ[v, q]], slope_Q[order_VQ[v, q]] = sorted_loss_Q[q], sorted_slope_Q[q]
         for s in range(loss_RST.shape[1]):
             for t in range(terms):
                 total = 0.0
@@ -79,49 +97,16 @@ def quantile_huber_back(  # noqa: PLR0913
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _space(quantiles: int, atoms: int) -> tuple[Floats, Floats, Floats, Floats]:
-    """What `_huber_of_row` writes to: the atoms, their prefix sums, and what each quantile needs of them."""
-    return np.empty(atoms + 1), np.zeros(atoms + 1), np.zeros(atoms + 1), np.empty((9, quantiles))
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _huber_of_row(  # noqa: PLR0913
-    x_Q: Floats,
-    y_K: Floats,
-    tau_Q: Floats,
-    kappa: float,
-    far: float,
-    near: float,
-    space: tuple[Floats, Floats, Floats, Floats],
-    loss_Q: Floats,
-    slope_Q: Floats,
-) -> None:
-    """Quantiles that are mostly in order are taken as they come, others in ascending order."""
-    y_P, sum_N, square_N, found_CQ = space
+def _add_up(y_K: Floats, middle: float, y_P: Floats, sum_N: Floats, square_N: Floats) -> None:
+    """The atoms less the middle one, and their prefix sums, counted from it so that an outlier stays at its end."""
     atoms = len(y_K)
-    middle = atoms // 2
     for k in range(atoms):
-        y_P[k] = np.float64(y_K[k]) - np.float64(y_K[middle])
+        y_P[k] = np.float64(y_K[k]) - middle
     y_P[atoms] = np.nan  # which stops every search
-    # Counted from the middle, so that an outlier stays at its end.
-    for k in range(middle, atoms):
+    for k in range(atoms // 2, atoms):
         sum_N[k + 1], square_N[k + 1] = sum_N[k] + y_P[k], square_N[k] + y_P[k] * y_P[k]
-    for k in range(middle - 1, -1, -1):
+    for k in range(atoms // 2 - 1, -1, -1):
         sum_N[k], square_N[k] = sum_N[k + 1] - y_P[k], square_N[k + 1] - y_P[k] * y_P[k]
-    falls = 0
-    for q in range(1, len(x_Q)):
-        falls += x_Q[q] < x_Q[q - 1]
-    if falls <= len(x_Q) // 32:  # in order, up to falls from head to head
-        _search(x_Q, np.float64(y_K[middle]), kappa, y_P, sum_N, square_N, found_CQ)
-        _of_zones(tau_Q, kappa, far, near, sum_N[0], sum_N[atoms], atoms, found_CQ, loss_Q, slope_Q)
-    else:
-        order_Q = np.argsort(x_Q)
-        sorted_loss_Q, sorted_slope_Q = np.empty_like(loss_Q), np.empty_like(slope_Q)
-        _search(x_Q[order_Q], np.float64(y_K[middle]), kappa, y_P, sum_N, square_N, found_CQ)
-        _of_zones(
-            tau_Q[order_Q], kappa, far, near, sum_N[0], sum_N[atoms], atoms, found_CQ, sorted_loss_Q, sorted_slope_Q
-        )
-        loss_Q[order_Q], slope_Q[order_Q] = sorted_loss_Q, sorted_slope_Q
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -162,15 +147,14 @@ def _of_zones(  # noqa: PLR0913
     kappa: float,
     far: float,
     near: float,
-    first: float,
-    last: float,
-    atoms: int,
+    sum_N: Floats,
     found_CQ: Floats,
     loss_Q: Floats,
     slope_Q: Floats,
 ) -> None:
     """Apart from the search, and with comparisons for min and max, so that it works on several quantiles at once."""
-    share = 1 / atoms
+    atoms = len(sum_N) - 1
+    first, last, share = sum_N[0], sum_N[atoms], 1 / atoms
     for q in range(len(tau_Q)):
         x, a, b, c = found_CQ[0, q], found_CQ[1, q], found_CQ[2, q], found_CQ[3, q]
         low_sum, high_sum = found_CQ[5, q] - found_CQ[4, q], found_CQ[6, q] - found_CQ[5, q]
@@ -261,13 +245,13 @@ def crossing_rate(begin: int, end: int, x_RM: Floats, out_R: Floats) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def falls(begin: int, end: int, x_RM: Floats, out_R: NDArray[np.bool_]) -> None:
-    """Which rows are not in ascending order; those with NaN are not."""
+def falls(begin: int, end: int, x_RM: Floats, out_R: Integers) -> None:
+    """`risk.falls`."""
     for row in range(begin, end):
         count = 0
         for m in range(x_RM.shape[1] - 1):
             count += not x_RM[row, m + 1] >= x_RM[row, m]
-        out_R[row] = count > 0
+        out_R[row] = count
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from noisyrl.ops.risk import ascending
+from noisyrl.ops.risk import ascending, falls
 from noisyrl.processor import each_row, takes_kernels
 
 _BLOCK = 2**22  # numbers worked on at once by tensor operations, which make a score of temporaries
@@ -169,7 +170,8 @@ class _Terms(torch.autograd.Function):
 
             slope_RQ = quantiles_UQ.new_empty(rows, len(tau_Q))
             loss_RST = quantiles_UQ.new_empty(rows, stretches, terms)
-            each_row(kernels.quantile_huber, rows, quantiles_UQ, of_R, *arguments, weight_TM, loss_RST, slope_RQ)
+            inputs = quantiles_UQ, of_R, *_orders(quantiles_UQ), *arguments, weight_TM
+            each_row(kernels.quantile_huber, rows, *inputs, loss_RST, slope_RQ)
         else:
             loss_RQ, slope_RQ = _in_blocks(quantiles_UQ[of_R], *arguments)
             loss_RST = loss_RQ.view(rows, stretches, count) @ weight_TM.T / count
@@ -192,6 +194,14 @@ class _Terms(torch.autograd.Function):
         else:
             out_UQ.index_add_(0, of_R, slope_RQ * (grad_RST @ weight_TM / weight_TM.shape[1]).flatten(1))
         return out_UQ, None, None, None, None, None, None
+
+
+def _orders(x_UQ: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascending orders [V, Q] of the rows that are far from one, and the number [U] of each row's; -1 = it has none."""
+    falls_U = falls(x_UQ)
+    far_U = falls_U > x_UQ.shape[1] // 32  # else in order, up to falls from head to head
+    which_U = torch.where(far_U, far_U.cumsum(0) - 1, -1)
+    return torch.from_numpy(np.argsort(x_UQ[far_U].numpy(), axis=-1)), which_U
 
 
 def _zones(kappa: float, divide_by_kappa: bool) -> tuple[float, float, float]:

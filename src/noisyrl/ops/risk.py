@@ -31,13 +31,21 @@ def _in_order(x_M: Tensor) -> bool:
     if not x_M.numel():
         return True
     if takes_kernels(x_M):
-        from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
-
-        falls_R = torch.empty(x_M.shape[:-1].numel(), dtype=torch.bool)
-        each_row(kernels.falls, len(falls_R), x_M.reshape(len(falls_R), -1), falls_R)
-        return not bool(falls_R.any())
+        return not bool(falls(x_M).any())
     step_M = x_M.diff()  # a third of the time of comparing neighbours into bools
     return not step_M.numel() or bool(step_M.amin() >= 0)
+
+
+def falls(x_M: Tensor) -> Tensor:
+    """[...] int64, how many of M - 1 steps do not lead upwards or on, those from and to NaN among them; M of 1 or more.
+
+    For tensors that `takes_kernels`.
+    """
+    from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
+
+    falls_R = torch.empty(x_M.shape[:-1].numel(), dtype=torch.int64)
+    each_row(kernels.falls, len(falls_R), x_M.reshape(len(falls_R), x_M.shape[-1]), falls_R)
+    return falls_R.view(x_M.shape[:-1])
 
 
 def tail_weights(
