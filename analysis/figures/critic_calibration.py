@@ -21,7 +21,7 @@ from analysis.collect import Run
 from analysis.figures.drawing import PAGES, Drawn, chunks, left_out, sheet, titled
 from analysis.figures.groups import Group, Nothing, half_width
 from analysis.figures.quantile_functions import levels
-from noisyrl.ops.quantiles import coverage, coverage_error, pit_histogram
+from noisyrl.ops.calibration import coverage, coverage_error, pit_histogram
 from noisyrl.processor import one_thread
 
 _COLUMNS = 4

@@ -12,6 +12,7 @@ from noisyrl.ops.risk import (
     consistency_loss,
     curvature_loss,
     cvar_loss,
+    falls,
     gain_loss,
     risk_weights,
     shape_loss,
@@ -214,6 +215,15 @@ def test_ascending_sorts_what_is_not_in_order(dtype, differentiable):
     found = ascending(x)
     assert torch.equal(found, x.sort(-1).values) and found.requires_grad == differentiable
     assert ascending(found) is found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_falls_are_steps_that_do_not_lead_upwards(dtype):
+    nan, inf = float("nan"), float("inf")
+    x = torch.tensor([[0, 1, 1, 2], [3, 2, 1, 0], [-inf, -inf, inf, inf], [0, nan, 1, 2]], dtype=dtype)
+    assert falls(x).tolist() == [0, 3, 0, 2]
+    assert falls(torch.tensor([1, 0], dtype=dtype).repeat(300)).item() == 300, "more than bf16 can count"
+    assert falls(x[:, :1]).tolist() == [0] * 4
 
 
 def test_curvature_of_two_quantiles_is_zero_with_a_gradient():

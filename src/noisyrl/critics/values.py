@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from noisyrl.ops.calibration import coverage_error, crossing_rate, pit_histogram
 from noisyrl.ops.masked import masked_mean, place, select
-from noisyrl.ops.quantiles import coverage_error, crossing_rate, midpoints, pit_histogram
+from noisyrl.ops.quantiles import midpoints
 from noisyrl.ops.risk import ascending, tail_weights
 from noisyrl.ops.worst_case import from_token_before
 from noisyrl.types import Value

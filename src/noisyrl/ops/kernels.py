@@ -234,17 +234,6 @@ def _mix(first_M: Floats, second_M: Floats, lam: float, out_M: Floats) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def crossing_rate(begin: int, end: int, x_RM: Floats, out_R: Floats) -> None:
-    """`quantiles.crossing_rate`."""
-    count = x_RM.shape[1]
-    for row in range(begin, end):
-        crossed = 0
-        for m in range(count - 1):
-            crossed += x_RM[row, m + 1] < x_RM[row, m]
-        out_R[row] = crossed / max(count - 1, 1)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
 def falls(begin: int, end: int, x_RM: Floats, out_R: Integers) -> None:
     """`risk.falls`."""
     for row in range(begin, end):

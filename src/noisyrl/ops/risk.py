@@ -20,27 +20,17 @@ from noisyrl.processor import each_row, takes_kernels
 
 def ascending(x_M: Tensor) -> Tensor:
     """x in ascending order along its last axis, differentiable; x itself where it is in order already."""
-    if _in_order(x_M.detach()):
+    if not x_M.numel() or not falls(x_M.detach()).any():
         return x_M
     if takes_kernels(x_M) and not x_M.requires_grad:
         return torch.from_numpy(np.sort(x_M.numpy(), axis=-1))  # 10 to 20 times as fast on short rows
     return x_M.sort(-1).values
 
 
-def _in_order(x_M: Tensor) -> bool:
-    if not x_M.numel():
-        return True
-    if takes_kernels(x_M):
-        return not bool(falls(x_M).any())
-    step_M = x_M.diff()  # a third of the time of comparing neighbours into bools
-    return not step_M.numel() or bool(step_M.amin() >= 0)
-
-
 def falls(x_M: Tensor) -> Tensor:
-    """[...] int64, how many of M - 1 steps do not lead upwards or on, those from and to NaN among them; M of 1 or more.
-
-    For tensors that `takes_kernels`.
-    """
+    """[...] int64, how many of M - 1 steps lead neither upwards nor on, those from and to NaN among them; M > 0."""
+    if not takes_kernels(x_M):
+        return (x_M[..., 1:] >= x_M[..., :-1]).logical_not_().sum(-1)
     from noisyrl.ops import kernels  # .2 s, which runs that never come here need not pay
 
     falls_R = torch.empty(x_M.shape[:-1].numel(), dtype=torch.int64)
