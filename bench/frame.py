@@ -131,7 +131,10 @@ class Record:
         work: list[float] = []
         wall, cpu = time.perf_counter(), cpu_s()
         yield work
-        cpu, wall = cpu_s() - cpu, time.perf_counter() - wall
+        self.take(side, cpu_s() - cpu, time.perf_counter() - wall, work)
+
+    def take(self, side: str, cpu: float, wall: float, work: Sequence[float]) -> None:
+        """A turn that was timed elsewhere."""
         if self._left[side]:
             self._left[side] -= 1
             return

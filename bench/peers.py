@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from bench import stage
 from bench.frame import Record
 from noisyrl.experiment import Experiment
 from noisyrl.types import Prompt
@@ -51,8 +54,8 @@ class Grpo:
             train_dataset=Dataset.from_list([{"prompt": list(p.messages), "uid": p.uid} for p in met]),
         )
 
-    def train(self, steps: int, record: Record, side: str, *, after_each: Callable[[], None]) -> None:
-        """Trains, each step a turn of `side` with its policy tokens as work; calls `after_each` between steps."""
+    def train(self, steps: int, record: Record, side: str, *, before_each: Callable[[], None]) -> None:
+        """Trains, each step a turn of `side` with its policy tokens as work; calls `before_each` between turns."""
         from transformers import TrainerCallback
 
         trainer, said = self.trainer, []
@@ -65,13 +68,13 @@ class Grpo:
 
         class Turns(TrainerCallback):
             def on_step_begin(self, *_: Any, **__: Any) -> None:
+                before_each()
                 self.stack = ExitStack()
                 self.work = self.stack.enter_context(record.turn(side))
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 self.work.append(said[-1])
                 self.stack.close()
-                after_each()
 
         trainer._generate_single_turn = counted
         trainer.args.max_steps = steps
@@ -83,3 +86,41 @@ class Grpo:
         self.trainer.model.train()
         found = self.trainer._generate([list(p.messages) for p in prompts for _ in range(self.trainer.num_generations)])
         return float(sum(map(len, found[1])))
+
+
+class GrpoElsewhere:
+    """`Grpo` in a process of its own, which has the allocator that its users have, and waits while others compute."""
+
+    def __init__(self, folder: Path, met: Sequence[Prompt], words: Sequence[str], steps: int) -> None:
+        """words: overrides of the experiment `stage.on` makes; steps: how often `step` will be called."""
+        context = get_context("spawn")  # a fork would inherit our allocator
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, folder, list(met), list(words), steps), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def step(self) -> tuple[float, float, list[float]]:
+        """One step of its training: CPU seconds, wall-clock, policy tokens. RuntimeError: the process ended."""
+        try:
+            self.pipe.send("step")
+            return self.pipe.recv()
+        except (EOFError, OSError) as error:
+            raise RuntimeError("TRL's process ended before its last step; its own message is above") from error
+
+    def close(self) -> None:
+        """Waits for the end of the process, which follows its last step."""
+        self.process.join()
+
+
+def _serve(pipe: Connection, folder: Path, met: list[Prompt], words: list[str], steps: int) -> None:
+    stage.quiet(allocator=False)
+    record = Record("", ["TRL"], warmups=0)
+    side = record.sides["TRL"]
+
+    def wait() -> None:
+        if side.cpu_s:
+            pipe.send((side.cpu_s[-1], side.wall_s[-1], side.work[-1:]))
+        pipe.recv()
+
+    Grpo(folder, met, stage.on(folder, *words)).train(steps, record, "TRL", before_each=wait)
+    pipe.send((side.cpu_s[-1], side.wall_s[-1], side.work[-1:]))

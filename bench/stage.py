@@ -154,9 +154,13 @@ def prompts_of(made: Loop, number: int) -> list[Prompt]:
     return batch(made.prompts, number, made.trainer.prompts, made.seed)
 
 
-def quiet() -> None:
-    """One thread and the allocator of a run for every side, and no chatter of libraries between lines of progress."""
+def quiet(allocator: bool = True) -> None:
+    """One thread for every side, the allocator of a run, and no chatter of libraries between lines of progress.
+
+    allocator  whether this process asks the C library for what a run of ours asks; a peer's own process does not
+    """
     torch.set_num_threads(1)
-    keep_freed_memory()
+    if allocator:
+        keep_freed_memory()
     for name in ("transformers", "accelerate", "trl", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -2,7 +2,7 @@
 
 Both read the same model folder, prompts, lengths and rewards, in float32 on one thread, without a reference model. TRL
 runs as its documentation says, less what it does beyond the comparison: no checkpointing of activations, no logging,
-no saving. Ours takes its turn whenever a step of TRL's has ended.
+no saving. It has a process of its own, since what ours asks of the C library's allocator holds for a whole process.
 """
 
 from __future__ import annotations
@@ -34,21 +34,20 @@ def measure(quick: bool) -> frame.Part:
 
 def _case(part: frame.Part, folder: Path, case: str, *, prompts: int, tokens: int, rounds: int) -> None:
     sizes = [f"trainer.prompts={prompts}", f"rollout.samples={SAMPLES}", f"rollout.max_tokens={tokens}"]
-    e = stage.on(folder, "algo=grpo", f"algo.lr={LR}", *sizes, "trainer.steps=1000")
-    ours = stage.loop(e)
+    words = ["algo=grpo", f"algo.lr={LR}", *sizes, "trainer.steps=1000"]
+    ours = stage.loop(stage.on(folder, *words))
     if peers.missing():
         sides = frame.alternate(case, {"ours": lambda: stage.step(ours)}, rounds)
         part.add(list(sides.values()))
         return
     record = frame.Record(case, ["TRL", "ours"])
-
-    def our_turn() -> None:
+    met = [prompt for number in range(rounds + 1) for prompt in stage.prompts_of(ours, number)]
+    theirs = peers.GrpoElsewhere(folder, met, words, rounds + 1)
+    for _ in range(rounds + 1):
+        record.take("TRL", *theirs.step())
         with record.turn("ours") as work:
             work.append(stage.step(ours))
-
-    met = [prompt for number in range(rounds + 1) for prompt in stage.prompts_of(ours, number)]
-    theirs = peers.Grpo(folder, met, e)
-    theirs.train(rounds + 1, record, "TRL", after_each=our_turn)
+    theirs.close()
     part.add(record.list())
     trl, own = record.sides["TRL"], record.sides["ours"]
     per_token = [a / b for a, b in zip(own.rates(), trl.rates(), strict=True)]
