@@ -134,7 +134,7 @@ class Record:
         self.take(side, cpu_s() - cpu, time.perf_counter() - wall, work)
 
     def take(self, side: str, cpu: float, wall: float, work: Sequence[float]) -> None:
-        """A turn that was timed elsewhere."""
+        """A turn that has been timed, here or in another process."""
         if self._left[side]:
             self._left[side] -= 1
             return

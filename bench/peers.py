@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from bench import stage
-from bench.frame import Record
+from bench.frame import cpu_s
 from noisyrl.experiment import Experiment
 from noisyrl.types import Prompt
 
@@ -54,8 +54,8 @@ class Grpo:
             train_dataset=Dataset.from_list([{"prompt": list(p.messages), "uid": p.uid} for p in met]),
         )
 
-    def train(self, steps: int, record: Record, side: str, *, before_each: Callable[[], None]) -> None:
-        """Trains, each step a turn of `side` with its policy tokens as work; calls `before_each` between turns."""
+    def train(self, steps: int, pipe: Connection) -> None:
+        """Trains. Each step waits for a message, and answers with its CPU seconds, wall-clock and policy tokens."""
         from transformers import TrainerCallback
 
         trainer, said = self.trainer, []
@@ -68,13 +68,11 @@ class Grpo:
 
         class Turns(TrainerCallback):
             def on_step_begin(self, *_: Any, **__: Any) -> None:
-                before_each()
-                self.stack = ExitStack()
-                self.work = self.stack.enter_context(record.turn(side))
+                pipe.recv()
+                self.wall, self.cpu = time.perf_counter(), cpu_s()
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
-                self.work.append(said[-1])
-                self.stack.close()
+                pipe.send((cpu_s() - self.cpu, time.perf_counter() - self.wall, said[-1:]))
 
         trainer._generate_single_turn = counted
         trainer.args.max_steps = steps
@@ -114,13 +112,4 @@ class GrpoElsewhere:
 
 def _serve(pipe: Connection, folder: Path, met: list[Prompt], words: list[str], steps: int) -> None:
     stage.quiet(allocator=False)
-    record = Record("", ["TRL"], warmups=0)
-    side = record.sides["TRL"]
-
-    def wait() -> None:
-        if side.cpu_s:
-            pipe.send((side.cpu_s[-1], side.wall_s[-1], side.work[-1:]))
-        pipe.recv()
-
-    Grpo(folder, met, stage.on(folder, *words)).train(steps, record, "TRL", before_each=wait)
-    pipe.send((side.cpu_s[-1], side.wall_s[-1], side.work[-1:]))
+    Grpo(folder, met, stage.on(folder, *words)).train(steps, pipe)

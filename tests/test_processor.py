@@ -10,7 +10,7 @@ import torch
 
 from noisyrl.ops.advantages import mixture_target
 from noisyrl.ops.quantiles import midpoints, quantile_huber_each
-from noisyrl.processor import takes_kernels
+from noisyrl.processor import each_row, takes_kernels
 
 FAULTS = """
 import resource, torch
@@ -84,6 +84,17 @@ def test_processes_that_compile_at_once_leave_a_cache_that_works(tmp_path):
     assert [side.wait() for side in both] == [0, 0]
     assert start("0", "0", "float64", "float32").wait() == 0
     assert len(list(tmp_path.rglob("kernels.falls*.nbc"))) == 2
+
+
+def test_kernels_that_are_not_compiled_work_too():
+    """As they are under NUMBA_DISABLE_JIT, to be stepped through."""
+
+    def doubled(begin, end, x, out):
+        out[begin:end] = 2 * x[begin:end]
+
+    out = torch.zeros(5)
+    each_row(doubled, 5, torch.arange(5.0), out)
+    assert out.tolist() == [0, 2, 4, 6, 8]
 
 
 def test_kernels_take_what_numpy_can_hold():

@@ -80,9 +80,9 @@ def _make_ready(kernel: Callable[..., None], arrays: Sequence[Any]) -> None:
     """
     kinds = [(x.dtype.num, x.ndim, x.flags.num) if isinstance(x, np.ndarray) else type(x) for x in arrays]
     asked = (kernel, *kinds)
-    if asked in _READY:
+    if asked in _READY or not hasattr(kernel, "stats"):  # NUMBA_DISABLE_JIT leaves plain functions
         return
-    folder = Path(kernel.stats.cache_path)  # type: ignore[attr-defined]
+    folder = Path(kernel.stats.cache_path)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "kernels.lock"):  # the operating system frees it if its holder dies
         kernel(0, 0, *arrays)

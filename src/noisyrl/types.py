@@ -1,8 +1,9 @@
 """The things handed along the line from prompt to table.
 
 Axes: B rows, P prompts, G samples per prompt (B = P * G), L prompt + response, T response tokens, N policy tokens of
-all rows, D hidden, H critic heads, M quantiles, K target atoms. Prompts are padded on the left, responses on the right.
-One mask polarity: True = counts. In a multi-turn rollout T also holds the user's turns, where `mask_BT` is False.
+all rows, U different states before them, D hidden, H critic heads, M quantiles, K target atoms. Prompts are padded on
+the left, responses on the right. One mask polarity: True = counts. In a multi-turn rollout T also holds the user's
+turns, where `mask_BT` is False.
 """
 
 from __future__ import annotations
